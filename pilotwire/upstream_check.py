@@ -1,0 +1,105 @@
+"""Whether the upstream is there: once with a real login at the start, later by a bare connection for /readyz."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from typing import Final
+
+import asyncpg
+
+from pilotwire.errors import StartError
+from proxy.auth.upstream_secret import dsn_user, find_password
+from proxy.dsn import Host
+from proxy.settings import ProxySettings
+from proxy.tls import TlsContexts
+
+REACH_SECONDS: Final = 2.0
+"""How long one host may take to accept a bare connection."""
+FRESH_SECONDS: Final = 2.0
+"""How long an answer of ``Reachability`` is good for; a scraper or a load balancer asks about that often."""
+
+
+async def check_upstream(settings: ProxySettings) -> None:
+    """Logs in as the DSN's user when we hold what that needs, else only connects.
+
+    Raises StartError with one sentence: what cannot be reached, why, and what to check.
+    """
+    dsn = settings.dsn
+    user = dsn_user(dsn)
+    try:
+        password = find_password(dsn, user, settings.password, settings.upstream_passfile)
+    except (OSError, ValueError) as error:
+        raise StartError(str(error)) from None
+    if settings.auth_method == "relay" or (password is None and settings.auth_method != "trust"):
+        if await _first_reachable(dsn.hosts, settings.connect_timeout) is None:
+            raise StartError(f"cannot reach the upstream {dsn.text()}: check host and port, and that the server runs")
+        return
+    tls = TlsContexts(settings)
+    try:
+        connection = await asyncpg.connect(
+            host=[host.host for host in dsn.hosts],
+            port=[host.port for host in dsn.hosts],
+            user=user,
+            password=password,
+            database=dsn.database or user,
+            timeout=settings.connect_timeout * len(dsn.hosts),
+            ssl=_ssl_argument(tls, dsn.hosts),
+            target_session_attrs=settings.target_session_attrs,
+            server_settings={"application_name": "pilotwire"},
+        )
+    except asyncpg.PostgresError as error:
+        raise StartError(f"the upstream {dsn.text()} refuses the connection: {error}") from None
+    except TimeoutError:
+        raise StartError(
+            f"cannot reach the upstream {dsn.text()} within {settings.connect_timeout:g} s: check host and port"
+        ) from None
+    except (OSError, asyncpg.InterfaceError) as error:
+        raise StartError(f"cannot reach the upstream {dsn.text()}: {error}") from None
+    with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        await connection.close(timeout=REACH_SECONDS)
+
+
+def _ssl_argument(tls: TlsContexts, hosts: tuple[Host, ...]) -> ssl.SSLContext | str | bool:
+    if tls.server_side is None or all(host.is_unix for host in hosts):
+        return False
+    return tls.server_mode if tls.server_mode in ("allow", "prefer") else tls.server_side
+
+
+async def reach(host: Host, limit: float) -> bool:
+    """Whether a connection to ``host`` is accepted within ``limit`` seconds."""
+    try:
+        async with asyncio.timeout(limit):
+            if host.is_unix:
+                _, writer = await asyncio.open_unix_connection(host.socket_path)
+            else:
+                _, writer = await asyncio.open_connection(host.host, host.port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+async def _first_reachable(hosts: tuple[Host, ...], limit: float) -> Host | None:
+    for host in hosts:
+        if await reach(host, limit):
+            return host
+    return None
+
+
+class Reachability:
+    """Answers whether any host of the upstream accepts connections, asking it at most every ``FRESH_SECONDS``."""
+
+    def __init__(self) -> None:
+        self._asked = float("-inf")
+        self._answer = False
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, hosts: tuple[Host, ...]) -> bool:
+        async with self._lock:
+            if time.monotonic() - self._asked > FRESH_SECONDS:
+                self._answer = await _first_reachable(hosts, REACH_SECONDS) is not None
+                self._asked = time.monotonic()
+            return self._answer

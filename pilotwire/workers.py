@@ -1,0 +1,164 @@
+"""One worker as its supervisor sees it: the process, its control channel, its state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Final, Literal, Protocol
+
+from pilotwire.errors import StartError
+from pilotwire.listening import Listening
+from proxy.control import ControlChannel, ControlLostError, Message
+from proxy.settings import ProxySettings
+
+State = Literal["starting", "ready", "draining", "dead"]
+
+START_SECONDS: Final = 60.0
+"""How long a worker may take from its start until it accepts clients."""
+SILENT_SECONDS: Final = 10.0
+"""After this long without a word a worker counts as not responding (stopped, or stuck in a computation)."""
+LAST_WORDS_SECONDS: Final = 1.0
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Owner(Protocol):
+    """What a worker's messages and end are reported to."""
+
+    async def on_worker_message(self, worker: WorkerProcess, kind: str, message: Message) -> Message | None: ...
+
+
+class WorkerProcess:
+    """A child running ``proxy.worker``.
+
+    ``slot`` is the worker id, unique among this process and those it took over from; ``source`` names this very
+    incarnation in the merged counters.
+    """
+
+    __slots__ = ("_channel", "_lost", "_owner", "_process", "heard", "slot", "source", "started", "state")
+
+    def __init__(self, slot: int, generation: int, owner: Owner) -> None:
+        self.slot = slot
+        self.source = f"worker-{slot}#{generation}"
+        self.state: State = "starting"
+        self.started = time.monotonic()
+        self.heard = self.started
+        self._owner = owner
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: ControlChannel | None = None
+        self._lost = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<WorkerProcess {self.source} {self.state} pid={self.pid}>"
+
+    @property
+    def pid(self) -> int:
+        """The process id, 0 before the start."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def responding(self) -> bool:
+        """Whether it was heard of lately."""
+        return time.monotonic() - self.heard < SILENT_SECONDS
+
+    async def start(self, settings: ProxySettings, listening: Sequence[Listening]) -> None:
+        """Starts the process and waits until it accepts clients. StartError says why it does not."""
+        ours, theirs = socket.socketpair()
+        fds = [entry.sock.fileno() for entry in listening]
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "proxy.worker",
+                "--control",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), *fds],
+                # A group of its own: Ctrl-C in the terminal reaches the supervisor alone, even while a worker starts.
+                process_group=0,
+            )
+        except OSError as error:
+            ours.close()
+            raise StartError(f"cannot start a worker process: {error.strerror}") from None
+        finally:
+            theirs.close()
+        self._channel = await ControlChannel.over(ours, self._on_message, self._lost.set)
+        listeners = [{"fd": entry.sock.fileno(), "read_only": entry.read_only} for entry in listening]
+        try:
+            answer = await self._channel.request(
+                "start",
+                START_SECONDS,
+                worker_id=self.slot,
+                settings=settings.to_wire().decode(),
+                listeners=listeners,
+            )
+        except ControlLostError as error:
+            self.kill()
+            raise StartError(f"worker {self.slot} did not start ({error}): see the log above") from None
+        if "refused" in answer:
+            self.kill()
+            raise StartError(str(answer["refused"]))
+        if self.state == "starting":
+            self.state = "ready"
+
+    async def wait(self) -> int:
+        """The exit status once the process has ended; negative for a signal."""
+        assert self._process is not None
+        status = await self._process.wait()
+        self.state = "dead"
+        if self._channel is not None:
+            # Its last words may still be in the socket.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), LAST_WORDS_SECONDS)
+            self._channel.close()
+        return status
+
+    async def ask(self, kind: str, limit: float, **fields: object) -> Message:
+        """A request to the worker; ControlLostError when it does not answer within ``limit`` seconds."""
+        if self._channel is None:
+            raise ControlLostError("the worker is not running")
+        return await self._channel.request(kind, limit, **fields)
+
+    def drain(self) -> None:
+        """Tells it to stop accepting, to let its clients finish, and to end."""
+        if self.state != "dead":
+            self.state = "draining"
+        if self._channel is not None:
+            self._channel.send("drain")
+
+    def abort(self) -> None:
+        """Tells it to end at once."""
+        if self._channel is not None:
+            self._channel.send("abort")
+
+    def kill(self) -> None:
+        """Ends the process without asking it."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def _on_message(self, kind: str, message: Message) -> Message | None:
+        self.heard = time.monotonic()
+        return await self._owner.on_worker_message(self, kind, message)
+
+
+async def gather_quietly(calls: Sequence[Awaitable[Message]]) -> list[Message]:
+    """The answers of those that answered; a worker that is gone or stuck is left out."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, ControlLostError):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, dict)]
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process, 0 when it is gone or the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -1,0 +1,66 @@
+"""Runs the admin application by uvicorn inside the supervisor's event loop.
+
+uvicorn is kept from what a whole program does: it installs no signal handlers and logs nothing by itself. It gets a
+duplicate of the listening socket, because it closes what it is given and the socket may still be handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+
+MAX_CONNECTIONS: Final = 200
+"""Requests served at one time; more get 503."""
+STOP_SECONDS: Final = 2.0
+
+
+class _Embedded(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class AdminServer:
+    """Serves ``app`` on ``sock`` from ``start()`` to ``stop()``."""
+
+    def __init__(self, app: FastAPI, sock: socket.socket) -> None:
+        for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+            logging.getLogger(name).addHandler(logging.NullHandler())
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http="h11",
+            ws="none",
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=1,
+            server_header=False,
+            date_header=False,
+        )
+        self._server = _Embedded(config)
+        self._sock = sock
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns once requests are accepted."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._sock.dup()]))
+        while not self._server.started and not self._task.done():
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Stops accepting, lets running requests end shortly, and returns."""
+        if self._task is None:
+            return
+        self._server.should_exit = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._task, STOP_SECONDS)
+        self._task = None

@@ -1,0 +1,333 @@
+"""What one worker process knows: settings, pools, sessions and cancel keys. The listeners and the control channel talk
+to this object; sessions live in it."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from proxy.auth import Authenticator
+from proxy.login import Credential, Login
+from proxy.logs import Log
+from proxy.metrics import Counters
+from proxy.relay import RelaySession
+from proxy.session import SHUTDOWN, DedicatedSession, PooledSession, RelayedTalk, Session, new_secret
+from proxy.settings import ProxySettings
+from proxy.steering import LeaveAlone
+from proxy.tls import TlsContexts
+from proxy.upstream import takeover
+from proxy.upstream.backend import Backend
+from proxy.upstream.cancel import Address, send_cancel
+from proxy.upstream.opener import Opener
+from proxy.upstream.pool import BackendPool
+from proxy.wire.conversation import Conversation
+from proxy.wire.messages import startup_message
+from proxy.wire.pooled import PooledConversation
+from proxy.wire.prepared import StatementRegistry
+
+_SWEEP_SECONDS: Final = 1.0
+_OUR_KEY: Final = 0x4000_0000  # set in the process ids we make up; real ones are far below
+_SERIAL_BITS: Final = 22
+_MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently used unused ones go first
+_MAX_CANCELS: Final = 64  # cancel requests under way at once; nobody has logged in to send one
+
+
+class WorkerContext:
+    """``worker_id`` is unique among live workers, those of a predecessor that is draining included (0 to 255)."""
+
+    def __init__(self, settings: ProxySettings, worker_id: int, counters: Counters, log: Log) -> None:
+        takeover.install()
+        takeover.self_check()
+        self.settings = settings
+        self.worker_id = worker_id
+        self.counters = counters
+        self.log = log
+        self.tls = TlsContexts(settings)
+        self.authenticator = Authenticator(settings, lambda: self.tls.certificate_hash, log)
+        self.steering = LeaveAlone()
+        self.registry = StatementRegistry()
+        self.sessions: set[Session | RelaySession] = set()
+        self.draining = False
+        self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms > 0 else float("inf")
+        self.cancel_router: Callable[[int, bytes], Awaitable[None]] | None = None
+        self.request_close_idle: Callable[[str], Awaitable[None]] | None = None
+        self._openers: OrderedDict[tuple[str, str, Credential], Opener] = OrderedDict()
+        self._pools: OrderedDict[tuple[str, str, Credential, tuple[tuple[str, str], ...]], BackendPool] = OrderedDict()
+        self._keys: dict[int, Session] = {}
+        self._serial = 0
+        self._cancels = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._emptied = asyncio.Event()
+
+    async def start(self) -> None:
+        """Reads users and begins to keep house. Raises on users files and queries that cannot be used."""
+        await self.authenticator.start()
+        self.spawn(self._sweep())
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = time.monotonic()
+            for pool in self._pools.values():
+                pool.sweep(now)
+
+    # ------------------------------------------------------------------ sessions
+
+    def start_session(self, login: Login, transport: asyncio.Transport, pending: bytes) -> None:
+        """Takes an authenticated client over; AuthenticationOk has been sent."""
+        session: DedicatedSession | PooledSession
+        if self.draining:
+            transport.write(SHUTDOWN)
+            transport.close()
+            return
+        if login.replication is None and self.settings.pool_mode == "transaction":
+            session = PooledSession(self, login, transport, self._pool(login), pending)
+        else:
+            session = DedicatedSession(self, login, transport, pending)
+        self.sessions.add(session)
+        if self.settings.log_connections:
+            self.log.event("login", user=login.user, database=login.database, peer=login.peer, tls=login.tls)
+        session.start()
+
+    def start_relay(self, login: Login, transport: asyncio.Transport, raw_startup: bytes, pending: bytes) -> None:
+        """A client that will log in with the server itself."""
+        session = RelaySession(self, login, transport, raw_startup, pending)
+        self.sessions.add(session)
+        session.start()
+
+    def conversation(self, login: Login) -> Conversation:
+        return Conversation(self.steering) if login.replication is None else RelayedTalk(self.steering)
+
+    def pooled_conversation(self, login: Login, pool: BackendPool) -> PooledConversation:
+        settings = {}
+        if "application_name" in login.settings:
+            settings[b"application_name"] = login.settings["application_name"].encode("utf-8", "surrogateescape")
+        return PooledConversation(
+            self.steering, self.registry, pool.reported, settings, self.settings.max_prepared_bytes
+        )
+
+    async def open_dedicated(self, login: Login) -> Backend:
+        """A backend with this client's own start-up. Raises `UpstreamError`."""
+        opener = self._opener(login.user, login.database, login.credential, None)
+        settings = self._startup_settings(login)
+        if login.replication is not None:
+            parameters = {"user": login.user, "database": login.database, "replication": login.replication, **settings}
+            backend = await opener.open_direct(startup_message(parameters))
+        else:
+            backend = await opener.open(settings)
+        self.count_opened(backend)
+        return backend
+
+    def count_opened(self, backend: Backend) -> None:
+        self.counters.backends_opened[backend.how] += 1
+        self.counters.backends_current += 1
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    def _startup_settings(self, login: Login) -> dict[str, str]:
+        settings = dict(login.settings)
+        if login.read_only:
+            # Last, since the server applies start-up settings in their order.
+            settings.pop("default_transaction_read_only", None)
+            settings["default_transaction_read_only"] = "on"
+        return settings
+
+    def backend_ended(self, backend: Backend) -> None:
+        self.counters.backends_closed += 1
+        self.counters.backends_current -= 1
+
+    def ended(self, session: Session | RelaySession, error: Exception | None) -> None:
+        """A client's connection is gone."""
+        self.sessions.discard(session)
+        if session.key[0]:
+            self._keys.pop(session.key[0], None)
+        self.counters.clients_current -= 1
+        if self.settings.log_connections:
+            login = session.login
+            self.log.event(
+                "disconnect",
+                user=login.user,
+                database=login.database,
+                peer=login.peer,
+                error=str(error) if error else None,
+            )
+        if not self.sessions:
+            self._emptied.set()
+
+    def log_slow(self, login: Login, seconds: float) -> None:
+        self.log.event(
+            "slow_statement",
+            level="warning",
+            user=login.user,
+            database=login.database,
+            peer=login.peer,
+            ms=round(seconds * 1000, 1),
+        )
+
+    # ------------------------------------------------------------------ pools
+
+    def _opener(self, user: str, database: str, credential: Credential, size: int | None) -> Opener:
+        key = (user, database, credential)
+        opener = self._openers.get(key)
+        if opener is None:
+            opener = self._openers[key] = Opener(self.settings, self.tls, user, database, credential, size)
+            if len(self._openers) > _MAX_POOLS:
+                for old_key, old in [*self._openers.items()]:
+                    if old is not opener and not old.in_use:
+                        del self._openers[old_key]
+                        old.close()
+                        break
+        else:
+            self._openers.move_to_end(key)
+        return opener
+
+    def _pool(self, login: Login) -> BackendPool:
+        startup = self._startup_settings(login)
+        # The application's name differs from client to client; it is set on the backend, not at its start-up.
+        startup.pop("application_name", None)
+        key = (login.user, login.database, login.credential, tuple(startup.items()))
+        pool = self._pools.get(key)
+        if pool is None:
+            limit = self.settings.pool_size + self.settings.pool_overflow
+            opener = Opener(self.settings, self.tls, login.user, login.database, login.credential, limit)
+            pool = self._pools[key] = BackendPool(self.settings, self.counters, self.log, opener, startup)
+            if len(self._pools) > _MAX_POOLS:
+                for old_key, old in [*self._pools.items()]:
+                    if old is not pool and old.unused:
+                        del self._pools[old_key]
+                        old.close()
+                        break
+        else:
+            self._pools.move_to_end(key)
+        return pool
+
+    async def clear_database(self, database: str) -> None:
+        """Closes idle backends of a database in every worker."""
+        await self.close_idle_backends(database)
+        if self.request_close_idle is not None:
+            await self.request_close_idle(database)
+
+    async def close_idle_backends(self, database: str) -> None:
+        """Closes idle backends of a database in this worker."""
+        for pool in self._pools.values():
+            if pool.opener.database == database:
+                pool.close_idle()
+
+    # ------------------------------------------------------------------ cancelling
+
+    def new_key(self, *, long: bool) -> tuple[int, bytes]:
+        """A cancel key of ours: the process id names this worker, the secret is random."""
+        while True:
+            self._serial = (self._serial + 1) % (1 << _SERIAL_BITS)
+            pid = _OUR_KEY | self.worker_id << _SERIAL_BITS | self._serial
+            if pid not in self._keys:
+                return pid, new_secret(long=long)
+
+    def register(self, session: Session) -> None:
+        self._keys[session.key[0]] = session
+
+    async def cancel(self, pid: int, secret: bytes) -> None:
+        """Brings a cancel request to the query it is meant for; returns when that is done or it was dropped."""
+        if self._cancels >= _MAX_CANCELS:
+            self.counters.cancels_dropped += 1
+            return
+        self._cancels += 1
+        try:
+            await self._cancel(pid, secret)
+        except (OSError, TimeoutError) as error:
+            self.log.event("cancel_failed", level="warning", error=str(error) or type(error).__name__)
+        finally:
+            self._cancels -= 1
+
+    async def _cancel(self, pid: int, secret: bytes) -> None:
+        session = self._keys.get(pid)
+        if session is not None and hmac.compare_digest(session.key[1], secret):
+            backend = session.backend
+            if backend is None or not session.talk.owed:
+                self.counters.cancels_dropped += 1
+                return
+            backend.cancelling += 1
+            try:
+                await self._send_cancel(backend.address, backend.pid, backend.secret)
+            finally:
+                self.cancel_over(backend)
+        elif pid & _OUR_KEY:
+            if (pid & ~_OUR_KEY) >> _SERIAL_BITS != self.worker_id and self.cancel_router is not None:
+                await self.cancel_router(pid, secret)
+            else:
+                self.counters.cancels_dropped += 1
+        else:
+            # A real key of a session elsewhere: in another worker, or in another instance behind a load balancer.
+            for host in self.settings.dsn.hosts:
+                await self._send_cancel(host.socket_path if host.is_unix else (host.host, host.port), pid, secret)
+
+    async def _send_cancel(self, address: Address, pid: int, secret: bytes) -> None:
+        mode = self.tls.server_mode
+        tls = None if mode in ("disable", "allow") else self.tls.server_side
+        self.counters.cancels_forwarded += 1
+        await send_cancel(address, pid, secret, tls, require_tls=mode not in ("disable", "allow", "prefer"))
+
+    def cancel_over(self, backend: Backend) -> None:
+        """One thing less that kept a backend from changing hands."""
+        backend.cancelling -= 1
+        owner = backend.owner
+        if not backend.cancelling and isinstance(owner, PooledSession):
+            owner.after_cancel(backend)
+
+    # ------------------------------------------------------------------ ending and changing
+
+    async def drain(self) -> None:
+        """Serves the connected until they leave; after drain_timeout ends each at its next transaction boundary.
+        Returns when no session is left."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout):
+                await self._wait_empty()
+        except TimeoutError:
+            self.terminate_idle()
+            await self._wait_empty()
+
+    async def _wait_empty(self) -> None:
+        while self.sessions:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def terminate_idle(self) -> None:
+        """Ends each session as soon as it is outside a transaction, with 57P01."""
+        for session in [*self.sessions]:
+            session.end_when_idle()
+
+    def abort(self) -> None:
+        """Ends everything at once."""
+        for session in [*self.sessions]:
+            session.abort()
+        self.close()
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for pool in self._pools.values():
+            pool.close()
+        for opener in self._openers.values():
+            opener.close()
+
+    async def reload(self, settings: ProxySettings) -> None:
+        """Puts new settings in place; connections that exist keep what they were opened with."""
+        self.settings = settings
+        self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms > 0 else float("inf")
+        self.tls.reload(settings)
+        await self.authenticator.reload(settings)
+        for pool in self._pools.values():
+            pool.settings = settings
+        self._openers.clear()

@@ -1,0 +1,277 @@
+"""Every metric of the program, declared once, and the plain integers behind them.
+
+A worker owns one ``Counters`` and adds to its attributes (``counters.statements += 1``), which costs an attribute
+store and nothing else. Once a second, and whenever somebody scrapes, it sends ``counters.snapshot()`` to the
+supervisor. There ``MergedCounters`` adds the snapshots of the living to a base kept of the dead, so that no counter
+falls when a worker is restarted. ``proxy/admin/exposition.py`` turns the result into Prometheus metrics.
+
+A snapshot is a flat ``dict[str, float]``: ``statements`` for a plain counter, ``pinned{listen}`` for a labelled one,
+``statement_latency{0.001}`` for one histogram bucket (counts are per bucket there, not cumulated).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+LATENCY_BOUNDS: Final[tuple[float, ...]] = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
+"""Upper bounds of the latency buckets in seconds; what is slower falls into the last, open one."""
+
+MAX_LABELS: Final = 32
+"""Values one label may take before further ones are counted under ``other``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric as it is exposed.
+
+    ``attribute`` is the name in ``Counters`` (and of the snapshot key), ``name`` the Prometheus name without
+    ``pilotwire_`` and without ``_total``, ``label`` the label's name when there is one and ``values`` the label values
+    that are shown even at zero.
+    """
+
+    attribute: str
+    kind: Literal["counter", "gauge"]
+    name: str
+    help: str
+    label: str = ""
+    values: tuple[str, ...] = ()
+
+
+def _counter(attribute: str, text: str, label: str = "", values: tuple[str, ...] = (), name: str = "") -> Metric:
+    return Metric(attribute, "counter", name or attribute, text, label, values)
+
+
+def _gauge(attribute: str, text: str, name: str = "") -> Metric:
+    return Metric(attribute, "gauge", name or attribute, text)
+
+
+WORKER_METRICS: Final[tuple[Metric, ...]] = (
+    _counter("clients_total", "Client connections that were accepted.", name="clients_accepted"),
+    _gauge("clients_current", "Client connections open now."),
+    _counter("logins_failed", "Client logins that were refused."),
+    _counter("tls_connections", "Client connections that were encrypted."),
+    _counter("protocol_errors", "Connections closed because the client broke the protocol."),
+    _counter("statements", "Statements sent on to the server."),
+    _counter("transactions", "Transactions that ended."),
+    _counter("bytes_from_client", "Bytes received from clients.", name="client_received_bytes"),
+    _counter("bytes_to_client", "Bytes sent to clients.", name="client_sent_bytes"),
+    _counter(
+        "backends_opened",
+        "Server connections opened, by how: from the asyncpg pool or directly.",
+        "how",
+        ("pool", "direct"),
+    ),
+    _counter("backends_closed", "Server connections closed."),
+    _gauge("backends_current", "Server connections open now."),
+    _gauge("pool_waiting", "Clients waiting for a server connection now."),
+    _counter("pool_wait_seconds_sum", "Time clients waited for a server connection.", name="pool_wait_seconds"),
+    _counter("pool_wait_seconds_count", "Times a client had to wait for a server connection.", name="pool_waits"),
+    _counter("pool_wait_timeouts", "Clients refused because queue_timeout passed."),
+    _counter("queue_rejected", "Clients refused because max_clients or queue_limit was reached."),
+    _counter("cancels_forwarded", "Cancel requests sent on to the server."),
+    _counter("cancels_dropped", "Cancel requests that named no running query."),
+    _counter("pinned", "Clients that were given a server connection for good, by reason.", "reason"),
+    _counter("statements_reprepared", "Prepared statements prepared once more on another server connection."),
+    _counter("steering_left_alone", "Statements that steering left as they were."),
+    _counter("parse_cache_evictions", "Prepared statements evicted to stay below max_prepared_bytes."),
+    _counter("read_only_refused", "Statements refused by the read-only guard."),
+    _counter("handed_back", "Server connections given back to the asyncpg pool."),
+    _counter("log_lines_dropped", "Log lines dropped because standard error was not read fast enough."),
+)
+"""What each worker counts. A counter never falls; a gauge of a dead worker is forgotten."""
+
+SUPERVISOR_METRICS: Final[dict[str, Metric]] = {
+    metric.attribute: metric
+    for metric in (
+        _gauge("workers_configured", "Worker processes there should be."),
+        _gauge("workers_ready", "Worker processes that accept clients."),
+        _gauge("workers_responding", "Worker processes heard of within the last ten seconds."),
+        _counter("worker_restarts", "Worker processes started again because one had died."),
+        _gauge("draining", "1 while the instance stops and serves only who is connected, else 0."),
+        _gauge("start_time", "When the instance was started, in seconds since 1970.", name="start_time_seconds"),
+        Metric("memory", "gauge", "process_resident_memory_bytes", "Resident memory of each process.", "process"),
+    )
+}
+"""What the supervisor knows by itself, by name."""
+LATENCY_HELP: Final = "Seconds from a statement's arrival to the end of its answer."
+
+_GAUGES: Final = frozenset(metric.attribute for metric in WORKER_METRICS if metric.kind == "gauge")
+LATENCY: Final = "statement_latency"
+LATENCY_SUM: Final = "statement_latency_sum"
+LATENCY_KEYS: Final = tuple(f"{LATENCY}{{{bound}}}" for bound in (*LATENCY_BOUNDS, "+Inf"))
+
+
+class Labelled(dict[str, int]):
+    """Counts by label value: ``counters.pinned["listen"] += 1``. After ``MAX_LABELS`` values the rest is ``other``."""
+
+    __slots__ = ()
+
+    def __missing__(self, label: str) -> int:
+        return 0
+
+    def __setitem__(self, label: str, count: int) -> None:
+        if label not in self and len(self) >= MAX_LABELS:
+            # `counters.x[new] += n` read 0 above, so that `count` is just what is to be added.
+            label, count = "other", self["other"] + count
+        dict.__setitem__(self, label, count)
+
+
+class Counters:
+    """The counts of one worker. Attributes are plain numbers, to be added to in place from the event loop's thread."""
+
+    __slots__ = (
+        "_latency",
+        "backends_closed",
+        "backends_current",
+        "backends_opened",
+        "bytes_from_client",
+        "bytes_to_client",
+        "cancels_dropped",
+        "cancels_forwarded",
+        "clients_current",
+        "clients_total",
+        "handed_back",
+        "latency_sum",
+        "log_lines_dropped",
+        "logins_failed",
+        "parse_cache_evictions",
+        "pinned",
+        "pool_wait_seconds_count",
+        "pool_wait_seconds_sum",
+        "pool_wait_timeouts",
+        "pool_waiting",
+        "protocol_errors",
+        "queue_rejected",
+        "read_only_refused",
+        "statements",
+        "statements_reprepared",
+        "steering_left_alone",
+        "tls_connections",
+        "transactions",
+    )
+
+    def __init__(self) -> None:
+        self.clients_total = 0
+        self.clients_current = 0
+        self.logins_failed = 0
+        self.tls_connections = 0
+        self.protocol_errors = 0
+        self.statements = 0
+        self.transactions = 0
+        self.bytes_from_client = 0
+        self.bytes_to_client = 0
+        self.backends_opened = Labelled(pool=0, direct=0)
+        self.backends_closed = 0
+        self.backends_current = 0
+        self.pool_waiting = 0
+        self.pool_wait_seconds_sum = 0.0
+        self.pool_wait_seconds_count = 0
+        self.pool_wait_timeouts = 0
+        self.queue_rejected = 0
+        self.cancels_forwarded = 0
+        self.cancels_dropped = 0
+        self.pinned = Labelled()
+        self.statements_reprepared = 0
+        self.steering_left_alone = 0
+        self.parse_cache_evictions = 0
+        self.read_only_refused = 0
+        self.handed_back = 0
+        self.log_lines_dropped = 0
+        self.latency_sum = 0.0
+        self._latency = [0] * (len(LATENCY_BOUNDS) + 1)
+
+    def observe_latency(self, seconds: float) -> None:
+        """Counts one statement that took ``seconds`` from its arrival to its ReadyForQuery or CommandComplete."""
+        self._latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.latency_sum += seconds
+
+    def snapshot(self) -> dict[str, float]:
+        """The counts as they are now, flat: see the module's text for the keys."""
+        flat: dict[str, float] = {}
+        for metric in WORKER_METRICS:
+            value = getattr(self, metric.attribute)
+            if isinstance(value, Labelled):
+                for label, count in value.items():
+                    flat[f"{metric.attribute}{{{label}}}"] = count
+            else:
+                flat[metric.attribute] = value
+        flat.update(zip(LATENCY_KEYS, self._latency, strict=True))
+        flat[LATENCY_SUM] = self.latency_sum
+        return flat
+
+
+def _is_gauge(key: str) -> bool:
+    return key in _GAUGES
+
+
+def add_into(total: dict[str, float], snapshot: Mapping[str, float]) -> None:
+    """Adds ``snapshot`` to ``total`` key by key."""
+    for key, value in snapshot.items():
+        total[key] = total.get(key, 0) + value
+
+
+class MergedCounters:
+    """The sum over sources (workers, and a predecessor that is draining) that come and go.
+
+    A source is any hashable name used once: a restarted worker is a new source. Of one that is retired the counters
+    stay in the base and the gauges go. Where a counter fell in a snapshot the higher value is kept, so that one that
+    arrives late or broken cannot lower the sum.
+    """
+
+    __slots__ = ("_base", "_live")
+
+    def __init__(self) -> None:
+        self._base: dict[str, float] = {}
+        self._live: dict[str, dict[str, float]] = {}
+
+    def update(self, source: str, snapshot: Mapping[str, float]) -> None:
+        """Takes the newest snapshot of a source."""
+        held = self._live.setdefault(source, {})
+        for key, value in snapshot.items():
+            if not _is_gauge(key) and value < held.get(key, 0):
+                continue
+            held[key] = value
+
+    def retire(self, source: str) -> None:
+        """Keeps the last known counters of a source that is gone and forgets its gauges."""
+        held = self._live.pop(source, {})
+        add_into(self._base, {key: value for key, value in held.items() if not _is_gauge(key)})
+
+    def totals(self) -> dict[str, float]:
+        """The sum over all sources, living and retired, in the form of a snapshot."""
+        total = dict(self._base)
+        for snapshot in self._live.values():
+            add_into(total, snapshot)
+        return total
+
+    def live(self) -> Mapping[str, Mapping[str, float]]:
+        """The latest snapshot of each living source."""
+        return self._live
+
+
+def labelled(totals: Mapping[str, float], attribute: str) -> Iterable[tuple[str, float]]:
+    """The label values of one metric in a snapshot, with their counts."""
+    start = f"{attribute}{{"
+    return [(key[len(start) : -1], value) for key, value in totals.items() if key.startswith(start)]

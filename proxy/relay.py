@@ -1,0 +1,148 @@
+"""``auth = "relay"``: the client and the server authenticate with each other, the proxy only carries the messages.
+
+Until the server's first ReadyForQuery bytes pass unread, but for one thing: SCRAM-SHA-256-PLUS is taken off the list
+of methods, since binding to a TLS channel cannot work through a proxy that ends it. From then on the client is in an
+ordinary session with a backend of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from proxy.login import Login
+from proxy.session import SHUTDOWN, DedicatedSession
+from proxy.upstream.backend import Backend
+from proxy.upstream.direct import connect
+from proxy.upstream.errors import UpstreamError
+from proxy.wire.frames import HEADER, READY
+from proxy.wire.messages import message
+
+if TYPE_CHECKING:
+    from proxy.context import WorkerContext
+
+_AUTHENTICATION: Final = 0x52  # R
+_KEY_DATA: Final = 0x4B  # K
+_SASL: Final = b"\0\0\0\x0a"
+_PLUS: Final = b"SCRAM-SHA-256-PLUS\0"
+_LOGIN_LIMIT: Final = 64 * 1024  # a login is a few kilobytes
+
+
+class _ServerSide(asyncio.Protocol):
+    def __init__(self, session: RelaySession) -> None:
+        self._session = session
+
+    def data_received(self, data: bytes) -> None:
+        self._session.from_server(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._session.server_gone()
+
+
+class RelaySession(asyncio.Protocol):
+    """A client while it logs in with the server itself."""
+
+    def __init__(
+        self, context: WorkerContext, login: Login, transport: asyncio.Transport, startup: bytes, pending: bytes
+    ) -> None:
+        self.context = context
+        self.login = login
+        self.key: tuple[int, bytes] = (0, b"")
+        self._transport = transport
+        self._startup = startup
+        self._pending = pending
+        self._server: asyncio.Transport | None = None
+        self._address: str | tuple[str, int] = ""
+        self._buffer = b""
+        self._carried = 0
+
+    def start(self) -> None:
+        self._transport.pause_reading()
+        self._transport.set_protocol(self)
+        self.context.spawn(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(self.context.settings.login_timeout):
+                server, _, self._address = await connect(self.context.settings, self.context.tls)
+        except UpstreamError as error:
+            self._transport.write(error.response)
+            self._transport.close()
+            return
+        if self._transport.is_closing():
+            server.abort()
+            return
+        self._server = server
+        server.set_protocol(_ServerSide(self))
+        server.write(self._startup + self._pending)
+        asyncio.get_running_loop().call_later(self.context.settings.login_timeout, self._too_late)
+        self._transport.resume_reading()
+
+    def _too_late(self) -> None:
+        if self in self.context.sessions:
+            self.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._carried += len(data)
+        if self._server is None or self._carried > _LOGIN_LIMIT:
+            self.abort()
+        else:
+            self._server.write(data)
+
+    def from_server(self, data: bytes) -> None:
+        """Messages of the server up to its first ReadyForQuery."""
+        data = self._buffer + data
+        pos = 0
+        out = []
+        while len(data) - pos >= HEADER.size:
+            kind, length = HEADER.unpack_from(data, pos)
+            end = pos + 1 + length
+            if end > len(data):
+                break
+            raw = data[pos:end]
+            pos = end
+            if kind == _AUTHENTICATION and raw[5:9] == _SASL and _PLUS in raw:
+                raw = message(b"R", raw[5:].replace(_PLUS, b""))
+            elif kind == _KEY_DATA:
+                self.key = (int.from_bytes(raw[5:9], "big"), raw[9:])
+            out.append(raw)
+            if kind == READY:
+                self._transport.write(b"".join(out))
+                self._become_session(data[pos:])
+                return
+        self._buffer = data[pos:]
+        if len(self._buffer) > _LOGIN_LIMIT:
+            self.abort()
+        elif out:
+            self._transport.write(b"".join(out))
+
+    def _become_session(self, rest: bytes) -> None:
+        server, self._server = self._server, None
+        assert server is not None
+        pid, secret = self.key
+        backend = Backend(
+            server, pid=pid, secret=secret, address=self._address, greeting=[], now=self.context.now(), taken=None
+        )
+        session = DedicatedSession(self.context, self.login, self._transport, b"")
+        self.context.sessions.discard(self)
+        self.context.sessions.add(session)
+        session.adopt(backend)
+        if rest:
+            backend.data_received(rest)
+
+    def server_gone(self) -> None:
+        self._server = None
+        self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.context.ended(self, exc)
+
+    def end_when_idle(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(SHUTDOWN)
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()

@@ -1,0 +1,505 @@
+"""One logged-in client: the asyncio protocol on its transport, joined to a backend.
+
+`DedicatedSession` owns a backend for life (session pooling, replication, relayed logins); `PooledSession` borrows one
+for each transaction. Both only move bytes between two transports and a `Conversation`, which decides what they mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from proxy.login import Login
+from proxy.upstream.backend import Backend
+from proxy.upstream.errors import UpstreamError
+from proxy.upstream.pool import BackendPool
+from proxy.wire.conversation import Conversation
+from proxy.wire.frames import HOLD_LIMIT, NOTICE, TERMINATE, ProtocolViolation
+from proxy.wire.messages import backend_key_data, error_response, parameter_status, ready_for_query
+from proxy.wire.pooled import PIN_NAMES, PooledConversation
+from proxy.wire.statements import databases_named
+
+if TYPE_CHECKING:
+    from proxy.context import WorkerContext
+
+SHUTDOWN: Final = error_response("57P01", "terminating connection due to administrator command")
+LOST: Final = error_response(
+    "08006",
+    "pilotwire lost its connection to the server",
+    detail="The transaction that was running, if any, was rolled back or its outcome is unknown.",
+)
+# While a client's own messages wait for a backend, at most this much of them is read.
+_WRITE_HIGH: Final = 256 * 1024
+
+
+class Session(asyncio.Protocol):
+    """What both kinds have in common. The hot path is `data_received` and `server_data` of the subclasses."""
+
+    __slots__ = (
+        "_closing",
+        "_leaving",
+        "_ready_seen",
+        "_since",
+        "backend",
+        "context",
+        "counters",
+        "key",
+        "login",
+        "transport",
+    )
+
+    def __init__(self, context: WorkerContext, login: Login, transport: asyncio.Transport) -> None:
+        self.context = context
+        self.counters = context.counters
+        self.login = login
+        self.transport = transport
+        self.backend: Backend | None = None
+        self.key: tuple[int, bytes] = (0, b"")
+        self._since = 0.0  # when the batch that is running arrived
+        self._ready_seen = 0
+        self._closing = False  # to be ended at the next transaction boundary
+        self._leaving = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.login.user}@{self.login.database} {self.talk!r} backend={self.backend!r}>"
+
+    @property
+    def talk(self) -> Conversation:
+        raise NotImplementedError(f"{type(self).__name__} has no conversation")
+
+    # ------------------------------------------------------------------ ends
+
+    def end_when_idle(self) -> None:
+        """Ends the session with 57P01 as soon as it is outside a transaction with nothing owed."""
+        self._closing = True
+        if self._between_transactions():
+            self.finish(SHUTDOWN)
+
+    def _between_transactions(self) -> bool:
+        return self.talk.idle
+
+    def finish(self, response: bytes) -> None:
+        """Says why and closes; the client gets what was written before."""
+        if not self.transport.is_closing():
+            self.transport.write(response)
+            self.transport.close()
+        self._leaving = True
+
+    def abort(self) -> None:
+        self._leaving = True
+        self.transport.abort()
+
+    def _violated(self, error: ProtocolViolation) -> None:
+        self.counters.protocol_errors += 1
+        self.context.log.event("protocol_error", level="warning", peer=self.login.peer, error=str(error))
+        self.finish(error_response("08P01", str(error)))
+
+    def _answered(self) -> None:
+        """Bookkeeping for each ReadyForQuery that reached the client."""
+        talk = self.talk
+        counters = self.counters
+        counters.statements += talk.ready_count - self._ready_seen
+        self._ready_seen = talk.ready_count
+        if talk.left_alone:
+            counters.steering_left_alone += talk.left_alone
+            talk.left_alone = 0
+        if not talk.owed and self._since:
+            took = time.monotonic() - self._since
+            self._since = 0.0
+            counters.observe_latency(took)
+            if took * 1000 >= self.context.slow_ms:
+                self.context.log_slow(self.login, took)
+        if talk.idle:
+            counters.transactions += 1
+
+    # ------------------------------------------------------------------ flow control
+
+    def pause_writing(self) -> None:
+        """The client does not read: stop reading from the server."""
+        if self.backend is not None:
+            self.backend.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.backend is not None and not self.backend.lost:
+            self.backend.transport.resume_reading()
+
+    def server_writable(self, writable: bool) -> None:
+        """The server does not read, or does again."""
+        if self.transport.is_closing():
+            return
+        if writable:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+
+class DedicatedSession(Session):
+    """A client with a backend of its own, opened with its own start-up settings and closed when it leaves."""
+
+    __slots__ = ("_pending", "_talk", "_task")
+
+    def __init__(self, context: WorkerContext, login: Login, transport: asyncio.Transport, pending: bytes) -> None:
+        super().__init__(context, login, transport)
+        self._talk: Conversation = context.conversation(login)
+        self._pending = pending
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def talk(self) -> Conversation:
+        return self._talk
+
+    def start(self) -> None:
+        self.transport.pause_reading()
+        self.transport.set_protocol(self)
+        self._task = asyncio.get_running_loop().create_task(self._open())
+
+    async def _open(self) -> None:
+        try:
+            backend = await self.context.open_dedicated(self.login)
+        except UpstreamError as error:
+            self.context.log.event("backend_failed", level="warning", user=self.login.user, error=str(error))
+            self.finish(error.response)
+            return
+        finally:
+            self._task = None
+        if self._leaving or self.transport.is_closing():
+            backend.start(self.context.backend_ended)
+            backend.close(polite=True)
+            return
+        self._own(backend)
+        greeting = b"".join(backend.greeting)
+        backend.greeting = []
+        self.transport.write(greeting + backend_key_data(*self.key) + ready_for_query())
+        pending, self._pending = self._pending, b""
+        self.transport.resume_reading()
+        if pending:
+            self.data_received(pending)
+        if self._closing:
+            self.end_when_idle()
+
+    def adopt(self, backend: Backend) -> None:
+        """Goes on with a client that has logged in with the server itself, over this backend."""
+        self.context.count_opened(backend)
+        self._own(backend)
+        self.transport.set_protocol(self)
+
+    def _own(self, backend: Backend) -> None:
+        self.backend = backend
+        backend.owner = self
+        self.key = (backend.pid, backend.secret)
+        self.context.register(self)
+        backend.start(self.context.backend_ended)
+
+    def data_received(self, data: bytes) -> None:
+        talk = self._talk
+        backend = self.backend
+        self.counters.bytes_from_client += len(data)
+        if backend is None:
+            return  # the server is gone, and the client is being told
+        try:
+            out = talk.from_client(data)
+        except ProtocolViolation as error:
+            self._violated(error)
+            return
+        if not self._since:
+            self._since = time.monotonic()
+        if out:
+            backend.transport.write(out)
+
+    def server_data(self, backend: Backend, data: bytes) -> None:
+        talk = self._talk
+        out = talk.from_server(data)
+        if out:
+            self.counters.bytes_to_client += len(out)
+            self.transport.write(out)
+        if talk.ready_count != self._ready_seen:
+            self._answered()
+            if self._closing and talk.idle:
+                self.finish(SHUTDOWN)
+
+    def eof_received(self) -> bool:
+        """The client has sent all it will; as with the server, it may still read its answers."""
+        backend = self.backend
+        if backend is None or backend.lost or not backend.transport.can_write_eof() or self.login.tls:
+            return False
+        backend.transport.write_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leaving = True
+        backend, self.backend = self.backend, None
+        if backend is not None:
+            # A client that vanished is told to the server as it is: the connection ends without a Terminate.
+            backend.transport.resume_reading()
+            backend.close(polite=self._talk.idle and not self._talk.terminated)
+        self.context.ended(self, exc)
+
+    def server_lost(self, backend: Backend, error: Exception | None) -> None:
+        self.backend = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+class RelayedTalk(Conversation):
+    """A conversation nothing is known about: a replication stream."""
+
+    __slots__ = ()
+
+    def from_client(self, data: bytes) -> bytes:
+        self.idle = False
+        return data
+
+    def from_server(self, data: bytes) -> bytes:
+        return data
+
+
+class PooledSession(Session):
+    """A client that borrows a backend for each transaction."""
+
+    __slots__ = ("_greeted", "_pending", "_pool", "_talk", "_waiting")
+
+    def __init__(
+        self, context: WorkerContext, login: Login, transport: asyncio.Transport, pool: BackendPool, pending: bytes
+    ) -> None:
+        super().__init__(context, login, transport)
+        self._pool = pool
+        self._talk = context.pooled_conversation(login, pool)
+        self._pending = pending  # bytes of the client that wait for a backend, or for a cancel to be over
+        self._waiting = False
+        self._greeted = False
+
+    @property
+    def talk(self) -> PooledConversation:
+        return self._talk
+
+    def start(self) -> None:
+        self.transport.set_protocol(self)
+        if self._pool.greeting and self._pool.size:
+            self._greet()
+        else:
+            # The server's settings are not known yet, nor whether it would have this client at all.
+            self._borrow()
+
+    def _greet(self) -> None:
+        self._greeted = True
+        talk = self._talk
+        talk.adopt(self._pool.reported)
+        reported = [
+            parameter_status(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+            for name, value in talk.reported.items()
+        ]
+        notices = [raw for raw in self._pool.greeting if raw[0] == NOTICE]
+        self.key = self.context.new_key(long=self.login.minor >= 2)
+        self.context.register(self)
+        self.transport.write(b"".join([*notices, *reported, backend_key_data(*self.key), ready_for_query()]))
+        if self._closing:
+            self.end_when_idle()
+
+    def _between_transactions(self) -> bool:
+        return self._greeted and self.backend is None and not self._waiting and self._talk.idle
+
+    # ------------------------------------------------------------------ borrowing
+
+    def _borrow(self) -> None:
+        backend = self._pool.take(self)
+        if backend is not None:
+            self._link(backend)
+        elif not self._leaving:
+            self._waiting = True
+            self.transport.pause_reading()
+
+    def granted(self, backend: Backend) -> None:
+        self._waiting = False
+        if not self._greeted:
+            self._greet()
+            self._pool.give_back(backend)
+        else:
+            self._link(backend)
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        if self._greeted and self.backend is None and self._pending:
+            pending, self._pending = self._pending, b""
+            self.data_received(pending)
+
+    def refused(self, response: bytes) -> None:
+        self._waiting = False
+        self.finish(response)
+
+    def _link(self, backend: Backend) -> None:
+        assert backend.state is not None
+        self.backend = backend
+        backend.owner = self
+        first, tell = self._talk.link(backend.state)
+        if tell:
+            self.transport.write(tell)
+        pending, self._pending = self._pending, b""
+        if not first:
+            self._forward(backend, pending)
+        else:
+            backend.transport.write(first)
+            self._forward(backend, pending)
+
+    def data_received(self, data: bytes) -> None:
+        self.counters.bytes_from_client += len(data)
+        backend = self.backend
+        if backend is not None and not backend.cancelling and not self._pending:
+            self._forward(backend, data)
+            return
+        if self._pending:
+            data = self._pending + data
+        elif backend is None:
+            data = self._talk.without_strays(data)
+            if not data:
+                return
+        self._pending = data
+        if backend is not None or self._waiting or not self._greeted:
+            self.transport.pause_reading()
+        elif self._worth_a_backend(data):
+            self._borrow()
+
+    def _worth_a_backend(self, data: bytes) -> bool:
+        """A backend is taken for a whole message, or for one so long that it must stream: a client that sends a byte
+        now and then must not hold one."""
+        if data[0] == TERMINATE:
+            self._leave()
+            return False
+        if len(data) < 5:
+            return False
+        length = int.from_bytes(data[1:5], "big")
+        return len(data) > length or length > HOLD_LIMIT or length < 4
+
+    def _forward(self, backend: Backend, data: bytes) -> None:
+        talk = self._talk
+        try:
+            out = talk.from_client(data)
+        except ProtocolViolation as error:
+            self._violated(error)
+            return
+        if not self._since:
+            self._since = time.monotonic()
+        if talk.databases_text is not None:
+            self._clear_databases(backend, out)
+        elif talk.terminated:
+            self._leave()
+        elif out:
+            backend.transport.write(out)
+        if talk.new_pins:
+            self._count_pins()
+
+    def _clear_databases(self, backend: Backend, out: bytes) -> None:
+        """Idle backends keep a database from being dropped or copied: they are closed, everywhere, first."""
+        text, self._talk.databases_text = self._talk.databases_text, None
+        assert text is not None
+        self.transport.pause_reading()
+        backend.cancelling += 1  # keeps further messages back, and the backend in our hands
+
+        async def clear() -> None:
+            try:
+                for database in databases_named(text):
+                    await self.context.clear_database(database)
+            finally:
+                if not backend.lost:
+                    backend.transport.write(out)
+                self.context.cancel_over(backend)
+
+        self.context.spawn(clear())
+
+    def _count_pins(self) -> None:
+        for pin, name in PIN_NAMES.items():
+            if self._talk.new_pins & pin:
+                self.counters.pinned[name] += 1
+        self._talk.new_pins = 0
+
+    # ------------------------------------------------------------------ answers
+
+    def server_data(self, backend: Backend, data: bytes) -> None:
+        talk = self._talk
+        out = talk.from_server(data)
+        if out:
+            self.counters.bytes_to_client += len(out)
+            self.transport.write(out)
+        if talk.ready_count != self._ready_seen:
+            self._answered()
+        if talk.idle:
+            self._transaction_over(backend)
+
+    def _transaction_over(self, backend: Backend) -> None:
+        talk = self._talk
+        if backend.cancelling:
+            return  # `after_cancel` comes back to this
+        own = talk.settle()
+        if own:
+            backend.transport.write(own)
+            return
+        if talk.new_pins:
+            self._count_pins()
+        if talk.reprepared:
+            self.counters.statements_reprepared += talk.reprepared
+            talk.reprepared = 0
+        if talk.failed:
+            self._lose(backend)
+        elif talk.releasable:
+            self._release(backend)
+        elif self._closing:
+            self.finish(SHUTDOWN)
+
+    def _release(self, backend: Backend) -> None:
+        self.backend = None
+        self._pending = self._talk.unlink()
+        if not self.transport.is_closing():
+            # A client that stopped reading has paused the backend; the next one must not inherit that.
+            backend.transport.resume_reading()
+        self._pool.give_back(backend)
+        if self._closing:
+            self.finish(SHUTDOWN)
+
+    def after_cancel(self, backend: Backend) -> None:
+        """No cancel request is on its way to this backend any more: what was kept back goes on."""
+        if self.backend is not backend:
+            return
+        pending, self._pending = self._pending, b""
+        if pending:
+            self._forward(backend, pending)
+        if self._talk.idle:
+            self._transaction_over(backend)
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    # ------------------------------------------------------------------ leaving
+
+    def _leave(self) -> None:
+        """The client said goodbye."""
+        self._leaving = True
+        self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leaving = True
+        if self._waiting:
+            self._waiting = False
+            self._pool.forget(self)
+        backend = self.backend
+        if backend is not None:
+            self._lose(backend)
+        self.context.ended(self, exc)
+
+    def _lose(self, backend: Backend) -> None:
+        """A backend whose state is not known, or that is bound to this client, ends with it."""
+        self.backend = None
+        self._talk.unlink()
+        backend.transport.resume_reading()
+        self._pool.retire(backend)
+        if not self.transport.is_closing():
+            self.finish(LOST)
+
+    def server_lost(self, backend: Backend, error: Exception | None) -> None:
+        self.backend = None
+        self._talk.unlink()
+        # Inside a transaction, or with state on it, the client must know; the server's own FATAL came before, if any.
+        self.transport.close()
+
+
+def new_secret(*, long: bool) -> bytes:
+    """A cancel key's secret: 4 bytes for protocol 3.0; 32, as the server's own, for 3.2."""
+    return os.urandom(32 if long else 4)

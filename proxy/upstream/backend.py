@@ -1,0 +1,209 @@
+"""One server connection: the asyncio protocol on its transport, and what is known of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.upstream.takeover import TakenConnection
+from proxy.wire.frames import ERROR, HEADER, IDLE, PARAMETER_STATUS, READY
+from proxy.wire.messages import TERMINATE, query
+from proxy.wire.pooled import BackendState
+
+
+class Owner(Protocol):
+    """Who gets the bytes of a backend: the session that is linked to it, or a pool for an idle one."""
+
+    def server_data(self, backend: Backend, data: bytes) -> None: ...
+
+    def server_lost(self, backend: Backend, error: Exception | None) -> None: ...
+
+    def server_writable(self, writable: bool) -> None: ...
+
+
+class Backend(asyncio.Protocol):
+    """A server connection that is logged in, past its first ReadyForQuery.
+
+    ``how`` is ``pool`` or ``direct``; ``greeting`` the ParameterStatus and notice messages of its start-up;
+    ``cancelling`` counts cancel requests that are on their way to it: while there are any, it must not change hands.
+    """
+
+    __slots__ = (
+        "_on_end",
+        "_taken",
+        "address",
+        "born",
+        "cancelling",
+        "greeting",
+        "how",
+        "idle_since",
+        "lost",
+        "owner",
+        "pid",
+        "secret",
+        "state",
+        "tls",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        *,
+        pid: int,
+        secret: bytes,
+        address: str | tuple[str, int],
+        greeting: list[bytes],
+        now: float,
+        taken: TakenConnection | None,
+    ) -> None:
+        self.transport = transport
+        self.pid = pid
+        self.secret = secret
+        self.address = address
+        self.greeting = greeting
+        self.how = "direct" if taken is None else "pool"
+        self.tls = transport.get_extra_info("ssl_object") is not None
+        self.state: BackendState | None = None
+        self.owner: Owner | None = None
+        self.born = now
+        self.idle_since = now
+        self.cancelling = 0
+        self.lost = False
+        self._taken = taken
+        self._on_end: Callable[[Backend], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.how} pid={self.pid} lost={self.lost} owner={self.owner!r}>"
+
+    def start(self, on_end: Callable[[Backend], None]) -> None:
+        """Takes the transport over; ``on_end`` is called once, when the connection is gone."""
+        self._on_end = on_end
+        if self._taken is not None:
+            self._taken.take(self)
+        else:
+            self.transport.set_protocol(self)
+
+    # asyncio.Protocol; `data_received` is the hot path: one attribute look-up before the session has the bytes.
+
+    def data_received(self, data: bytes) -> None:
+        owner = self.owner
+        if owner is not None:
+            owner.server_data(self, data)
+
+    def eof_received(self) -> None:
+        return None
+
+    def pause_writing(self) -> None:
+        if self.owner is not None:
+            self.owner.server_writable(False)
+
+    def resume_writing(self) -> None:
+        if self.owner is not None:
+            self.owner.server_writable(True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        if self._taken is not None:
+            self._taken.ended(exc)
+        if self._on_end is not None:
+            self._on_end(self)
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.server_lost(self, exc)
+
+    # What its holder does with it.
+
+    def close(self, *, polite: bool) -> None:
+        """Ends the connection; what was written goes out first, and when ``polite`` a Terminate behind it."""
+        self.owner = None
+        if not self.lost and not self.transport.is_closing():
+            if polite:
+                self.transport.write(TERMINATE)
+            self.transport.close()
+
+    def abort(self) -> None:
+        self.owner = None
+        if not self.lost:
+            self.transport.abort()
+
+    async def prove(self) -> None:
+        """Gives the connection back to asyncpg, has it run a query there, and takes it again.
+
+        Only after DISCARD ALL with nothing owed. Raises what asyncpg raises when the connection is not usable; a direct
+        link, which came from no pool, runs the query itself.
+        """
+        if self._taken is None:
+            if not await run_alone(self, "SELECT 1"):
+                raise ConnectionError("the server failed a check query")
+            return
+        self.owner = None
+        await self._taken.prove()
+        self._taken.take(self)
+
+
+class _Alone:
+    """The owner of a backend while one query of the proxy's own runs on it."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._data = b""
+        self._failed = False
+
+    def server_data(self, backend: Backend, data: bytes) -> None:
+        data = self._data + data
+        pos = 0
+        while len(data) - pos >= HEADER.size:
+            kind, length = HEADER.unpack_from(data, pos)
+            if pos + 1 + length > len(data):
+                break
+            pos += 1 + length
+            if kind == ERROR:
+                self._failed = True
+            elif kind == READY and not self.done.done():
+                self.done.set_result(not self._failed and data[pos - 1] == IDLE)
+        self._data = data[pos:]
+
+    def server_lost(self, backend: Backend, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_result(False)
+
+    def server_writable(self, writable: bool) -> None:
+        """One short query is written; nothing to hold back."""
+
+
+async def run_alone(backend: Backend, sql: str) -> bool:
+    """Runs a query of the proxy's own on a backend that nobody uses; whether it succeeded and left state I."""
+    if backend.lost:
+        return False
+    alone = _Alone()
+    backend.owner = alone
+    backend.transport.write(query(sql))
+    try:
+        return await alone.done
+    finally:
+        backend.owner = None
+
+
+def reported_settings(greeting: list[bytes]) -> dict[bytes, bytes]:
+    """The ParameterStatus set of a greeting, in the server's order."""
+    reported = {}
+    for raw in greeting:
+        if raw[0] == PARAMETER_STATUS:
+            name, value, _ = raw[HEADER.size :].split(b"\0", 2)
+            reported[name] = value
+    return reported
+
+
+def idle_message_is_harmless(data: bytes) -> bool:
+    """Whether what an idle backend sent by itself leaves it usable: anything but an error."""
+    pos = 0
+    while len(data) - pos >= HEADER.size:
+        kind, length = HEADER.unpack_from(data, pos)
+        if kind == ERROR:
+            return False
+        pos += 1 + length
+    return pos == len(data)

@@ -1,0 +1,76 @@
+"""What a message is on the wire: one kind byte, a four-byte length that counts itself, a body.
+
+Kinds are plain integers here because ``data[pos]`` of a bytes object is one: the relay compares them for every
+message that passes and must not build a bytes object to do so.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+# Frontend kinds.
+BIND: Final = 0x42  # B
+CLOSE: Final = 0x43  # C
+DESCRIBE: Final = 0x44  # D
+EXECUTE: Final = 0x45  # E
+FUNCTION_CALL: Final = 0x46  # F
+FLUSH: Final = 0x48  # H
+PARSE: Final = 0x50  # P
+QUERY: Final = 0x51  # Q
+SYNC: Final = 0x53  # S
+TERMINATE: Final = 0x58  # X
+COPY_DONE: Final = 0x63  # c
+COPY_DATA: Final = 0x64  # d, both ways
+COPY_FAIL: Final = 0x66  # f
+
+# Backend kinds.
+PARSE_COMPLETE: Final = 0x31  # 1
+BIND_COMPLETE: Final = 0x32  # 2
+CLOSE_COMPLETE: Final = 0x33  # 3
+NOTIFICATION: Final = 0x41  # A
+COMMAND_COMPLETE: Final = 0x43  # C
+DATA_ROW: Final = 0x44  # D
+ERROR: Final = 0x45  # E
+COPY_IN: Final = 0x47  # G
+COPY_OUT: Final = 0x48  # H
+EMPTY_QUERY: Final = 0x49  # I
+NOTICE: Final = 0x4E  # N
+PARAMETER_STATUS: Final = 0x53  # S
+ROW_DESCRIPTION: Final = 0x54  # T
+COPY_BOTH: Final = 0x57  # W
+READY: Final = 0x5A  # Z
+NO_DATA: Final = 0x6E  # n
+PORTAL_SUSPENDED: Final = 0x73  # s
+PARAMETER_DESCRIPTION: Final = 0x74  # t
+
+# Transaction states of ReadyForQuery.
+IDLE: Final = 0x49  # I
+IN_TRANSACTION: Final = 0x54  # T
+FAILED: Final = 0x45  # E
+
+HEADER: Final = struct.Struct("!BI")
+HEADER_SIZE: Final = 5
+
+# PostgreSQL's own bounds (libpq/libpq.h, PQ_LARGE_MESSAGE_LIMIT and PQ_SMALL_MESSAGE_LIMIT): 1 GB less one byte for
+# messages that carry data, 10,000 bytes for the rest. A kind that no frontend may send has the limit 0.
+LARGE_LIMIT: Final = 0x3FFFFFFF
+SMALL_LIMIT: Final = 10_000
+_LARGE = {BIND, COPY_DATA, FUNCTION_CALL, PARSE, QUERY}
+_SMALL = {CLOSE, DESCRIBE, EXECUTE, FLUSH, SYNC, TERMINATE, COPY_DONE, COPY_FAIL}
+FRONTEND_LIMITS: Final[tuple[int, ...]] = tuple(
+    LARGE_LIMIT if kind in _LARGE else SMALL_LIMIT if kind in _SMALL else 0 for kind in range(256)
+)
+
+# A message up to this size is put together before it is looked at; a longer one streams past unread.
+HOLD_LIMIT: Final = 64 * 1024
+
+
+class ProtocolViolation(Exception):
+    """The client broke the protocol; the text is the server's own wording for it (SQLSTATE 08P01)."""
+
+
+def violation(kind: int, length: int) -> ProtocolViolation:
+    if FRONTEND_LIMITS[kind] == 0:
+        return ProtocolViolation(f"invalid frontend message type {kind}")
+    return ProtocolViolation("invalid message length")

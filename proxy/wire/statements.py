@@ -1,0 +1,145 @@
+"""What a statement's text says about session state: what a pooled backend must know before it is given away.
+
+The truth about session state comes from the server (command tags, ParameterStatus, `current_setting`); the text is
+only asked for what the server does not tell: which settings a SET named, and whether something was done that binds the
+client to its backend without a tag of its own. Everything errs towards keeping the backend.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# What a text can say, as bits.
+SETS: Final = 1  # may change settings: contains SET, RESET or set_config
+SET_CONFIG: Final = 2
+ADVISORY: Final = 4
+TEMPORARY: Final = 8
+HOLD: Final = 16
+DATABASE: Final = 32  # creates, drops or alters a database
+BY_NAME: Final = 64  # DEALLOCATE or EXECUTE of a prepared statement
+
+_ADVISORY = re.compile(rb"pg_(?:try_)?advisory_lock")
+_TEMPORARY = re.compile(rb"\b(?:pg_temp|temp\b|temporary\b)")
+_HOLD = re.compile(rb"\bwith\s+hold\b")
+_DATABASE = re.compile(rb"\b(?:create|drop|alter)\s+database\b")
+_BY_NAME = re.compile(
+    rb'(?is)\A(?P<head>[\s;]*(?:deallocate(?:\s+prepare)?|execute)\s+)(?P<name>"(?:[^"]|"")+"|[a-z_\x80-\xff][\w$\x80-\xff]*)'
+)
+
+
+def classify(text: bytes) -> int:
+    """The bits that a statement's text gives; about 0.4 us for a short text that gives none."""
+    lower = text.lower()
+    flags = 0
+    if b"set" in lower:
+        flags |= SETS
+        if b"set_config" in lower:
+            flags |= SET_CONFIG
+    if b"advisory" in lower and _ADVISORY.search(lower):
+        flags |= ADVISORY
+    if b"temp" in lower and _TEMPORARY.search(lower):
+        flags |= TEMPORARY
+    if b"hold" in lower and _HOLD.search(lower):
+        flags |= HOLD
+    if b"database" in lower and _DATABASE.search(lower):
+        flags |= DATABASE
+    if (b"deallocate" in lower or b"execute" in lower) and _BY_NAME.match(text):
+        flags |= BY_NAME
+    return flags
+
+
+_NAME = rb'(?:"(?:[^"]|"")+"|[a-z_\x80-\xff][\w$\x80-\xff]*)'
+_SET = re.compile(
+    rb"\b(?P<verb>re)?set\s+(?:session\s+(?!authorization|characteristics)|(?P<local>local\s+))?"
+    rb"(?P<name>time\s+zone|session\s+authorization|session\s+characteristics|"
+    + _NAME
+    + rb"(?:\s*\.\s*"
+    + _NAME
+    + rb")*)"
+)
+_SET_CONFIG = re.compile(rb"\bset_config\s*\(\s*'(?P<name>[^'\\]+)'")
+_COMMENT = re.compile(rb"--[^\n\r]*|/\*.*?\*/", re.DOTALL)
+_SPOKEN: Final[dict[bytes, tuple[bytes, ...]]] = {
+    b"time zone": (b"timezone",),
+    b"names": (b"client_encoding",),
+    b"schema": (b"search_path",),
+    b"xml": (b"xmloption",),
+    b"transaction": (),
+    b"constraints": (),
+    b"local": (),
+    b"session characteristics": (
+        b"default_transaction_isolation",
+        b"default_transaction_read_only",
+        b"default_transaction_deferrable",
+    ),
+}
+# Settings whose effect cannot be carried to another backend by setting them there.
+UNTRACKABLE: Final = frozenset({b"session authorization", b"session_authorization", b"seed"})
+
+
+def settings_named(text: bytes) -> tuple[set[bytes], bool, bool]:
+    """The settings that SET, RESET and set_config in a text may change for the session.
+
+    Returns (names, everything, opaque): ``everything`` when RESET ALL is among them, ``opaque`` when there is a
+    set_config whose setting the text does not name. Words that only look like settings may be among the names.
+    """
+    plain = _COMMENT.sub(b" ", text).lower()
+    names: set[bytes] = set()
+    everything = False
+    for match in _SET.finditer(plain):
+        if match["local"]:
+            continue
+        name = b" ".join(match["name"].split())
+        if match["verb"] and name == b"all":
+            everything = True
+        elif name in _SPOKEN:
+            names.update(_SPOKEN[name])
+        else:
+            names.add(b"".join(part.strip().strip(b'"') for part in _dotted(name)))
+    opaque = False
+    if b"set_config" in plain:
+        literal = [match["name"] for match in _SET_CONFIG.finditer(plain)]
+        names.update(literal)
+        opaque = plain.count(b"set_config") > len(literal)
+    return names, everything, opaque
+
+
+def _dotted(name: bytes) -> list[bytes]:
+    parts = name.split(b".")
+    return [part if at == 0 else b"." + part.strip().strip(b'"') for at, part in enumerate(parts)]
+
+
+def prepared_name(text: bytes) -> tuple[int, int, bytes] | None:
+    """Where DEALLOCATE or EXECUTE names its prepared statement: (start, end, name as the server folds it)."""
+    match = _BY_NAME.match(text)
+    if match is None:
+        return None
+    name = match["name"]
+    folded = name[1:-1].replace(b'""', b'"') if name.startswith(b'"') else name.lower()
+    if folded in (b"all", b"prepare") and not name.startswith(b'"'):
+        return None
+    return match.start("name"), match.end("name"), folded
+
+
+_DATABASE_NAME = re.compile(
+    rb'(?is)\b(?:database(?:\s+if\s+(?:not\s+)?exists)?|template)\s*=?\s*(?P<name>"(?:[^"]|"")+"|[a-z_\x80-\xff][\w$\x80-\xff]*)'
+)
+
+
+def databases_named(text: bytes) -> set[str]:
+    """The databases that a CREATE, DROP or ALTER DATABASE touches, the template among them."""
+    names = {"template1"}
+    for match in _DATABASE_NAME.finditer(text):
+        name = match["name"].decode("utf-8", "surrogateescape")
+        names.add(name[1:-1].replace('""', '"') if name.startswith('"') else name.lower())
+    return names
+
+
+def literal(value: bytes) -> bytes:
+    """An SQL string constant, good under either setting of standard_conforming_strings."""
+    return b" E'" + value.replace(b"\\", b"\\\\").replace(b"'", b"''") + b"'"
+
+
+def identifier(name: bytes) -> bytes:
+    return b'"' + name.replace(b'"', b'""') + b'"'

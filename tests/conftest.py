@@ -1,0 +1,89 @@
+"""Fixtures for all tests: the run, its shared PostgreSQL, private servers, proxies and certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.ports import free_port
+from tests.support.postgres import Postgres
+from tests.support.proxy import Proxy
+from tests.support.run import Run
+from tests.support.tls import TlsFiles, make_tls_files
+
+RUN = pytest.StashKey[Run]()
+StartProxy = Callable[..., Proxy]
+StartPostgres = Callable[..., Postgres]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Here and not in a fixture: with xdist this runs in the controller before the workers start and join.
+    config.stash[RUN] = Run()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if RUN in config.stash:
+        config.stash[RUN].leave()
+
+
+@pytest.fixture(scope="session")
+def run_folder(pytestconfig: pytest.Config) -> Path:
+    """A folder of this run, removed at its end, that every user can reach."""
+    return pytestconfig.stash[RUN].folder
+
+
+@pytest.fixture(scope="session")
+def postgres(run_folder: Path) -> Postgres:
+    """The server shared by all workers; stopped when the last of them has ended."""
+    return Postgres(run_folder / "shared")
+
+
+@pytest.fixture
+def start_postgres(run_folder: Path, request: pytest.FixtureRequest) -> Iterator[StartPostgres]:
+    """Start private servers: ``start_postgres(config=..., hba=..., port=...)``; removed after the test."""
+    with ExitStack() as stack:
+        count = 0
+
+        def start(**options: Any) -> Postgres:
+            nonlocal count
+            count += 1
+            directory = run_folder / f"private-{abs(hash(request.node.nodeid)):x}-{count}"
+            # Not of the kernel's range for outgoing connections, so that a restart finds its port free.
+            server = Postgres(directory, **{"port": free_port(), **options})
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
+def _proxies(postgres: Postgres, folder: Path) -> Iterator[StartProxy]:
+    with ExitStack() as stack:
+
+        def start(server: Postgres | None = None, **settings: Any) -> Proxy:
+            started = Proxy(server or postgres, folder, **settings)
+            stack.callback(started.close)
+            return started
+
+        yield start
+
+
+@pytest.fixture
+def proxy(postgres: Postgres, tmp_path: Path) -> Iterator[StartProxy]:
+    """Start proxies: ``proxy(pool_mode="transaction")``, ``proxy(private_server, ...)``; stopped after the test."""
+    yield from _proxies(postgres, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_proxy(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProxy]:
+    """The same for proxies shared by the tests of a module."""
+    yield from _proxies(postgres, tmp_path_factory.mktemp("proxies"))
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    """A self-made authority, a server's certificate for localhost and a client's for the user ``postgres``."""
+    return make_tls_files(tmp_path_factory.mktemp("tls"))

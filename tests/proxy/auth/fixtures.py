@@ -1,0 +1,51 @@
+"""Fixtures of the login tests, used by tests/proxy/auth and tests/proxy/upstream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.proxy.auth.servers import FEW_ROUNDS, ROLES, AuthServer, Certificates, TlsServer, system_postgres
+
+
+@pytest.fixture(scope="session")
+def auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthServer]:
+    server = AuthServer(tmp_path_factory.mktemp("auth-server"))
+    try:
+        asyncio.run(server.sql(ROLES))
+        asyncio.run(server.sql(FEW_ROUNDS))
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def tls_server(certificates: Certificates) -> Iterator[TlsServer]:
+    """A server with TLS; the embedded one is built without it."""
+    bin_dir: Path | None = system_postgres()
+    assert bin_dir is not None, "Channel binding needs a PostgreSQL with TLS: install the Debian package postgresql."
+    server = TlsServer(bin_dir, certificates)
+    try:
+        asyncio.run(_make_roles(server))
+        yield server
+    finally:
+        server.stop()
+
+
+async def _make_roles(server: TlsServer) -> None:
+    connection = await asyncpg.connect(
+        host=server.host, port=server.port, user="postgres", database="postgres", ssl=False
+    )
+    try:
+        await connection.execute(ROLES + "CREATE ROLE cert_user LOGIN;")
+    finally:
+        await connection.close()

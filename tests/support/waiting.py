@@ -1,0 +1,39 @@
+"""Waiting for a condition instead of sleeping for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+PAUSE = 0.01
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 10, what: str = "") -> T:
+    """The first true value of `condition()`. TimeoutError that names `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {timeout} s still not: {what or _name(condition)} (last: {value!r})")
+        time.sleep(PAUSE)
+    return value
+
+
+async def eventually(condition: Callable[[], T | Awaitable[T]], timeout: float = 10, what: str = "") -> T:
+    """The same for coroutines: `condition` may be a plain or an async function."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = condition()
+        value: T = await answer if inspect.isawaitable(answer) else answer
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {timeout} s still not: {what or _name(condition)} (last: {value!r})")
+        await asyncio.sleep(PAUSE)
+
+
+def _name(condition: Callable[..., object]) -> str:
+    return getattr(condition, "__qualname__", repr(condition))
