@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.client import Client, execute_messages, message, parse_message
 from benchmarks.ratios import percentile
@@ -87,7 +87,6 @@ def _time_queries(client: Client, request: bytes) -> list[float]:
 def connects(bench: Bench, targets: Sequence[Target], count: int, progress: Callable[[str], None]) -> list[Times]:
     """From connect() to the first ReadyForQuery, `count` times at each target."""
     found: dict[str, list[float]] = {target.name: [] for target in targets}
-    names = {target.name: _connect_name(target.variant) for target in targets}
     tls = bench.client_tls()
     for number in range(count):
         if number % 10 == 0:
@@ -100,11 +99,14 @@ def connects(bench: Bench, targets: Sequence[Target], count: int, progress: Call
             found[target.name].append(time.perf_counter() - start)
             client.query("SELECT 1")
             client.close()
-    return [times_of(names[name], "connect", seconds[1:] or seconds) for name, seconds in found.items()]
+    plain = {target.name: replace(target.variant, tls=False, scram=False).name for target in targets}
+    ways = {target.name: way_in(target.variant) for target in targets}
+    return [times_of(plain[name], ways[name], seconds[1:] or seconds) for name, seconds in found.items()]
 
 
-def _connect_name(variant: Variant) -> str:
-    return f"{variant.name} {'' if variant.scram or variant.tls else 'trust'}".strip()
+def way_in(variant: Variant) -> str:
+    """What a client of `variant` shows at the door: ``trust``, ``scram``, ``trust, tls`` or ``scram, tls``."""
+    return ("scram" if variant.scram else "trust") + (", tls" if variant.tls else "")
 
 
 def added(found: Sequence[Times], what: str) -> dict[str, tuple[float, float]]:

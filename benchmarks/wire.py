@@ -47,8 +47,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Where the JSON goes; a dated file by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a promise is not kept.")] = False,
 ) -> None:
-    """Measure pilotwire beside PgBouncer and direct connections; at full length about forty minutes."""
-    console = Console()
+    """Measure pilotwire beside PgBouncer and direct connections; at full length about an hour."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         wanted = _parts(parts)
         grid = speed.parse_cells(cells)

@@ -25,7 +25,7 @@ from typing import Final, Literal
 
 from pilotwire.errors import StartError
 from pilotwire.listening import Listening, remove_stale
-from proxy.control import ControlChannel, Message, decode, encode
+from proxy.control import ControlChannel, ControlLostError, Handler, Message, decode, encode
 
 VERSION: Final = 1
 """Of what the two processes say to each other; another one is refused."""
@@ -212,22 +212,49 @@ class ControlSocket:
         self._connected(link)
 
 
-class Predecessor:
-    """The link to the process we took over from, until it has ended.
+class Neighbour:
+    """The process before or after us in a chain of hand-overs, and the link to it.
 
-    ``ids`` are the worker ids whose cancel keys it still answers for.
+    ``ids`` are the worker ids reached through it; ``gone`` is set when the link has ended.
     """
 
-    def __init__(self, inherited: Inherited) -> None:
-        self.pid = inherited.pid
-        self.ids = set(inherited.worker_ids)
+    def __init__(self, pid: int, ids: set[int]) -> None:
+        self.pid = pid
+        self.ids = set(ids)
         self.gone = asyncio.Event()
-        self.channel: ControlChannel | None = None
+        self._channel: ControlChannel | None = None
+        self._on_lost: Callable[[], None] | None = None
 
-    def lost(self) -> None:
-        """Called when the link ended: the process has drained, or died."""
+    @property
+    def source(self) -> str:
+        """Its name in the merged counters."""
+        return f"process-{self.pid}"
+
+    async def open(self, link: socket.socket, handler: Handler, lost: Callable[[], None]) -> None:
+        """Starts talking over the connected socket ``link``; ``lost`` is called once when it has ended."""
+        self._on_lost = lost
+        self._channel = await ControlChannel.over(link, handler, self._ended)
+
+    async def ask(self, kind: str, limit: float, **fields: object) -> Message:
+        """A request to it; ControlLostError when it does not answer within ``limit`` seconds."""
+        if self._channel is None:
+            raise ControlLostError("the link is not open")
+        return await self._channel.request(kind, limit, **fields)
+
+    def send(self, kind: str, **fields: object) -> bool:
+        """A message without an answer; False when the link has ended."""
+        return self._channel is not None and self._channel.send(kind, **fields)
+
+    def close(self) -> None:
+        """Ends the link, after what was sent."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def _ended(self) -> None:
         self.ids = set()
         self.gone.set()
+        if self._on_lost is not None:
+            self._on_lost()
 
 
 def notify_systemd(state: str) -> None:

@@ -14,6 +14,7 @@ from proxy.auth import Authenticator
 from proxy.login import Credential, Login
 from proxy.logs import Log
 from proxy.metrics import Counters
+from proxy.readonly import lifts_read_only
 from proxy.relay import RelaySession
 from proxy.session import SHUTDOWN, DedicatedSession, PooledSession, RelayedTalk, Session, new_secret
 from proxy.settings import ProxySettings
@@ -25,10 +26,11 @@ from proxy.upstream.cancel import Address, send_cancel
 from proxy.upstream.opener import Opener
 from proxy.upstream.pool import BackendPool
 from proxy.wire.conversation import Conversation
-from proxy.wire.messages import startup_message
+from proxy.wire.messages import error_response, startup_message
 from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import StatementRegistry
 
+NO_REPLICATION: Final = error_response("25006", "replication connections are refused where read_only is on")
 _SWEEP_SECONDS: Final = 1.0
 _OUR_KEY: Final = 0x4000_0000  # set in the process ids we make up; real ones are far below
 _SERIAL_BITS: Final = 22
@@ -85,8 +87,9 @@ class WorkerContext:
     def start_session(self, login: Login, transport: asyncio.Transport, pending: bytes) -> None:
         """Takes an authenticated client over; AuthenticationOk has been sent."""
         session: DedicatedSession | PooledSession
-        if self.draining:
-            transport.write(SHUTDOWN)
+        if self.draining or (login.read_only and login.replication is not None):
+            # A replication connection can run SQL that nobody looks at.
+            transport.write(SHUTDOWN if self.draining else NO_REPLICATION)
             transport.close()
             return
         if login.replication is None and self.settings.pool_mode == "transaction":
@@ -105,20 +108,26 @@ class WorkerContext:
         session.start()
 
     def conversation(self, login: Login) -> Conversation:
-        return Conversation(self.steering) if login.replication is None else RelayedTalk(self.steering)
+        talk = Conversation(self.steering) if login.replication is None else RelayedTalk(self.steering)
+        if login.read_only:
+            talk.guard = lifts_read_only
+        return talk
 
     def pooled_conversation(self, login: Login, pool: BackendPool) -> PooledConversation:
         settings = {}
         if "application_name" in login.settings:
             settings[b"application_name"] = login.settings["application_name"].encode("utf-8", "surrogateescape")
-        return PooledConversation(
+        talk = PooledConversation(
             self.steering, self.registry, pool.reported, settings, self.settings.max_prepared_bytes
         )
+        if login.read_only:
+            talk.guard = lifts_read_only
+        return talk
 
     async def open_dedicated(self, login: Login) -> Backend:
         """A backend with this client's own start-up. Raises `UpstreamError`."""
         opener = self._opener(login.user, login.database, login.credential, None)
-        settings = self._startup_settings(login)
+        settings = self.startup_settings(login)
         if login.replication is not None:
             parameters = {"user": login.user, "database": login.database, "replication": login.replication, **settings}
             backend = await opener.open_direct(startup_message(parameters))
@@ -135,7 +144,7 @@ class WorkerContext:
     def now() -> float:
         return time.monotonic()
 
-    def _startup_settings(self, login: Login) -> dict[str, str]:
+    def startup_settings(self, login: Login) -> dict[str, str]:
         settings = dict(login.settings)
         if login.read_only:
             # Last, since the server applies start-up settings in their order.
@@ -193,7 +202,7 @@ class WorkerContext:
         return opener
 
     def _pool(self, login: Login) -> BackendPool:
-        startup = self._startup_settings(login)
+        startup = self.startup_settings(login)
         # The application's name differs from client to client; it is set on the backend, not at its start-up.
         startup.pop("application_name", None)
         key = (login.user, login.database, login.credential, tuple(startup.items()))

@@ -27,11 +27,17 @@ MAX_UNSENT: Final = 8 * 1024 * 1024
 MAX_REQUESTS: Final = 1000
 """Requests one side may have open."""
 
+_KEY_SERIAL_BITS: Final = 22
 _LENGTH: Final = struct.Struct("!I")
 
 
 class ControlLostError(Exception):
     """The other end is gone, does not read, did not answer in time, or failed to do what was asked."""
+
+
+def worker_of_key(pid: int) -> int:
+    """The worker id in the process id of a cancel key of our own making (see ``WorkerContext.new_key``)."""
+    return pid >> _KEY_SERIAL_BITS & 0xFF
 
 
 def encode(message: Message) -> bytes:

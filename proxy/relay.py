@@ -16,7 +16,7 @@ from proxy.upstream.backend import Backend
 from proxy.upstream.direct import connect
 from proxy.upstream.errors import UpstreamError
 from proxy.wire.frames import HEADER, READY
-from proxy.wire.messages import message
+from proxy.wire.messages import message, startup_message
 
 if TYPE_CHECKING:
     from proxy.context import WorkerContext
@@ -49,6 +49,10 @@ class RelaySession(asyncio.Protocol):
         self.login = login
         self.key: tuple[int, bytes] = (0, b"")
         self._transport = transport
+        if login.read_only:
+            startup = startup_message(
+                {"user": login.user, "database": login.database, **context.startup_settings(login)}
+            )
         self._startup = startup
         self._pending = pending
         self._server: asyncio.Transport | None = None

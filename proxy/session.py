@@ -30,6 +30,7 @@ LOST: Final = error_response(
     "pilotwire lost its connection to the server",
     detail="The transaction that was running, if any, was rolled back or its outcome is unknown.",
 )
+BREACHED: Final = error_response("25006", "this session is read-only, but something in it turned that off")
 # While a client's own messages wait for a backend, at most this much of them is read.
 _WRITE_HIGH: Final = 256 * 1024
 
@@ -102,6 +103,12 @@ class Session(asyncio.Protocol):
         counters = self.counters
         counters.statements += talk.ready_count - self._ready_seen
         self._ready_seen = talk.ready_count
+        if talk.refused:
+            counters.read_only_refused += talk.refused
+            talk.refused = 0
+        if talk.breached:
+            self.context.log.event("read_only_breached", level="error", user=self.login.user, peer=self.login.peer)
+            self.finish(BREACHED)
         if talk.left_alone:
             counters.steering_left_alone += talk.left_alone
             talk.left_alone = 0

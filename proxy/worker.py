@@ -26,7 +26,7 @@ import uvloop
 
 from proxy.context import WorkerContext
 from proxy.control import ControlChannel, ControlLostError, Message
-from proxy.listener import Listener
+from proxy.listener import Listener, Lobby
 from proxy.logs import Log
 from proxy.metrics import Counters
 from proxy.settings import ProxySettings
@@ -35,6 +35,8 @@ PUSH_SECONDS: Final = 1.0
 """How often counters are sent unasked: what a killed worker may lose."""
 ROUTE_SECONDS: Final = 12.0
 """How long another worker may take for a cancel or for closing idle backends."""
+LOGIN_GRACE_SECONDS: Final = 5.0
+"""How long a draining worker waits for clients that are logging in, at most ``drain_timeout``."""
 ORPHAN_GRACE_SECONDS: Final = 10.0
 """How much longer than ``drain_timeout`` a worker without a supervisor waits for open transactions."""
 
@@ -45,7 +47,8 @@ class Worker:
     def __init__(self) -> None:
         self._done = asyncio.Event()
         self._context: WorkerContext | None = None
-        self._listeners: list[Listener] = []
+        self._listeners: list[tuple[Listener, socket.socket]] = []
+        self._lobby: Lobby | None = None
         self._channel: ControlChannel | None = None
         self._drain: asyncio.Task[None] | None = None
         self._push: asyncio.Task[None] | None = None
@@ -95,19 +98,20 @@ class Worker:
         settings = ProxySettings.from_wire(message["settings"].encode())
         worker_id = int(message["worker_id"])
         self._log = Log(f"worker-{worker_id}", settings.log_format, settings.log_level)
-        context = WorkerContext(settings, worker_id, Counters(), self._log)
-        context.cancel_router = self._route_cancel
-        context.request_close_idle = self._request_close_idle
         try:
+            context = WorkerContext(settings, worker_id, Counters(), self._log)
+            context.cancel_router = self._route_cancel
+            context.request_close_idle = self._request_close_idle
             await context.start()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             return {"refused": str(error)}
         self._context = context
+        self._lobby = Lobby(context)
         for entry in message["listeners"]:
             sock = socket.socket(fileno=int(entry["fd"]))
-            listener = Listener(context, sock, read_only=bool(entry["read_only"]))
+            listener = Listener(context, sock, read_only=bool(entry["read_only"]), lobby=self._lobby)
             listener.start()
-            self._listeners.append(listener)
+            self._listeners.append((listener, sock))
         _tune_garbage_collection()
         self._push = asyncio.create_task(self._push_counters(context))
         return {}
@@ -142,8 +146,9 @@ class Worker:
             await self._channel.request("close_idle", ROUTE_SECONDS, database=database)
 
     def _begin_drain(self, context: WorkerContext, grace: float | None = None) -> None:
-        for listener in self._listeners:
+        for listener, sock in self._listeners:
             listener.stop_accepting()
+            sock.close()
         self._listeners.clear()
         if self._drain is None:
             self._drain = asyncio.create_task(self._drain_and_end(context, grace))
@@ -152,11 +157,21 @@ class Worker:
         limit = None if grace is None else context.settings.drain_timeout + grace
         try:
             async with asyncio.timeout(limit):
+                await self._finish_logins(context)
                 await context.drain()
         except TimeoutError:
             context.abort()
         finally:
             self._done.set()
+
+    async def _finish_logins(self, context: WorkerContext) -> None:
+        """Whoever was accepted before the drain still gets in; a context that drains would turn them away."""
+        assert self._lobby is not None
+        try:
+            async with asyncio.timeout(min(context.settings.drain_timeout, LOGIN_GRACE_SECONDS)):
+                await self._lobby.quiet()
+        except TimeoutError:
+            self._lobby.abort()
 
     def _on_supervisor_lost(self) -> None:
         if self._context is None:

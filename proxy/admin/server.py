@@ -22,6 +22,14 @@ STOP_SECONDS: Final = 2.0
 
 
 class _Embedded(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -53,8 +61,7 @@ class AdminServer:
     async def start(self) -> None:
         """Returns once requests are accepted."""
         self._task = asyncio.create_task(self._server.serve(sockets=[self._sock.dup()]))
-        while not self._server.started and not self._task.done():
-            await asyncio.sleep(0.005)
+        await self._server.accepting.wait()
 
     async def stop(self) -> None:
         """Stops accepting, lets running requests end shortly, and returns."""

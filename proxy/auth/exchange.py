@@ -23,7 +23,7 @@ from scramp import ScramException, ScramMechanism
 from scramp.core import ScramServer
 
 from proxy.auth import scram
-from proxy.auth.failures import PROTOCOL_VIOLATION, AuthFailed, malformed, password_failed
+from proxy.auth.failures import INVALID_PASSWORD, PROTOCOL_VIOLATION, AuthFailed, malformed, password_failed
 from proxy.auth.scram_messages import (
     MAX_SASL_MESSAGE,
     ClientFinal,
@@ -102,10 +102,10 @@ class Md5Exchange(Exchange):
         if not self._started or self.done:
             return super().receive(body)
         self._started = False
-        if body.find(b"\0") != len(body) - 1:
+        if not body.endswith(b"\0") or body.count(b"\0") > 1:
             raise AuthFailed(PROTOCOL_VIOLATION, "invalid password packet size")
         if body == b"\0":
-            raise AuthFailed("28P01", "empty password returned by client")
+            raise AuthFailed(INVALID_PASSWORD, "empty password returned by client")
         secret = self._secret
         if isinstance(secret, Password):
             digest = md5_of(secret.text, self._user)
@@ -185,7 +185,8 @@ class ScramExchange(Exchange):
         # Whatever happens, no step runs twice: a failed exchange stays failed.
         step, self._step = self._step, super().receive
         if len(body) > MAX_SASL_MESSAGE:
-            raise AuthFailed(PROTOCOL_VIOLATION, "invalid message length")
+            # The server stops reading here too, and answers as to a wrong password.
+            raise password_failed(self._user, f"SASL message of {len(body)} bytes")
         return step(body)
 
     def _receive_initial(self, body: bytes) -> bytes:

@@ -11,7 +11,7 @@ INVALID_PASSWORD = "28P01"  # noqa: S105 - an SQLSTATE
 CANNOT_CONNECT_NOW = "57P03"
 
 
-class AuthFailed(Exception):  # noqa: N818 - read as a sentence where it is raised
+class AuthFailed(Exception):
     """The login is refused. ``log_detail`` is for the log only: it may tell what a client must not learn."""
 
     def __init__(self, sqlstate: str, message: str, detail: str | None = None, *, log_detail: str = "") -> None:

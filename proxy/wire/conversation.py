@@ -14,6 +14,7 @@ Nothing here does I/O, and this module stays free of everything that an ahead-of
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from proxy.steering import LEAVE_ALONE, Steering
@@ -48,14 +49,28 @@ from proxy.wire.frames import (
     ROW_DESCRIPTION,
     SYNC,
     TERMINATE,
+    ProtocolViolation,
     violation,
 )
+from proxy.wire.messages import error_response, message
 
 # Added to an entry of the queue of owed replies: the proxy sent this message, its reply must not reach the client.
 OWN: Final = 0x100
+# Added to an entry for a message that was replaced by one the server cannot accept: its error becomes the refusal.
+REFUSED: Final = 0x200
 _KIND: Final = 0xFF
 # A reply that must be understood whole is put together up to this size; the server never sends a larger one.
 _REPLY_LIMIT: Final = 1024 * 1024
+# A read-only session's statements are looked at whole; longer ones are refused.
+_GUARDED_LIMIT: Final = 1024 * 1024
+_UNACCEPTABLE: Final = b"refused by the read-only guard"
+_REFUSAL: Final = error_response(
+    "25006",
+    "this session is read-only and must stay so",
+    severity="ERROR",
+    hint="The proxy's read_only setting is on for this listener or user.",
+)
+_SET_CONFIG_OID: Final = (2078).to_bytes(4, "big")
 _CLOSING_REPLY: Final = frozenset({COMMAND_COMPLETE, EMPTY_QUERY, PORTAL_SUSPENDED})
 _READY_REPLY: Final = frozenset({QUERY, SYNC, FUNCTION_CALL})
 # The statements of one session that are remembered by name for steering, in bytes of their texts.
@@ -81,10 +96,13 @@ class Conversation:
         "_tail",
         "_texts",
         "_texts_size",
+        "breached",
+        "guard",
         "idle",
         "left_alone",
         "owed",
         "ready_count",
+        "refused",
         "status",
         "steering",
         "terminated",
@@ -92,6 +110,9 @@ class Conversation:
 
     def __init__(self, steering: Steering) -> None:
         self.steering = steering
+        self.guard: Callable[[bytes], bool] | None = None  # of a read-only session: whether a text must be refused
+        self.refused = 0
+        self.breached = False  # the session became able to write all the same
         self.owed: deque[int] = deque()
         self.idle = True
         self.status: int = IDLE
@@ -171,10 +192,15 @@ class Conversation:
 
     def _may_stream(self, kind: int, length: int, data: bytes, pos: int) -> bool:
         """Whether a message that has only partly arrived may go on as it comes, unread."""
-        return kind == COPY_DATA or length > HOLD_LIMIT
+        return kind == COPY_DATA or length > (HOLD_LIMIT if self.guard is None else _GUARDED_LIMIT)
 
     def _client_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         """One message (or the beginning of one that streams past): what to send in its place, None for itself."""
+        if self.guard is not None and kind in (QUERY, PARSE, FUNCTION_CALL) and self._forbidden(kind, data, pos, end):
+            return self._refuse(kind, data, pos, end)
+        return self._permitted_message(kind, data, pos, end)
+
+    def _permitted_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         if kind == QUERY:
             self._owe(QUERY)
             return self._query(data, pos, end)
@@ -221,6 +247,32 @@ class Conversation:
         elif kind == SYNC:
             self._skipping = False
             self.owed.append(kind)
+
+    # The read-only guard. What it refuses is replaced by something that the server cannot accept either, so that the
+    # error comes in its place in the order and leaves the transaction as an error does; then its text is replaced.
+
+    def _forbidden(self, kind: int, data: bytes, pos: int, end: int) -> bool:
+        assert self.guard is not None
+        if kind == FUNCTION_CALL:
+            return data[pos + 5 : pos + 9] == _SET_CONFIG_OID
+        if end - pos > _GUARDED_LIMIT:
+            raise ProtocolViolation(f"a statement longer than {_GUARDED_LIMIT} bytes is refused in a read-only session")
+        start = pos + 5 if kind == QUERY else data.find(0, pos + 5, end) + 1
+        return self.guard(data[start : data.find(0, start, end)])
+
+    def _refuse(self, kind: int, data: bytes, pos: int, end: int) -> bytes:
+        self.refused += 1
+        owed = len(self.owed)
+        if kind == PARSE:
+            name = data[pos + 5 : data.find(0, pos + 5, end) + 1]
+            replaced = message(b"P", name + _UNACCEPTABLE + b"\0\0\0")
+        else:
+            kind = QUERY
+            replaced = message(b"Q", _UNACCEPTABLE + b"\0")
+        edited = self._permitted_message(kind, replaced, 0, len(replaced))
+        if len(self.owed) > owed:
+            self.owed[-1] |= REFUSED
+        return replaced if edited is None else edited
 
     # What the plain conversation does with messages that carry names and texts: it shows them to steering.
 
@@ -375,7 +427,7 @@ class Conversation:
             while owed and owed[0] & _KIND != SYNC:
                 self._dropped(owed.popleft())
             self._skipping = not owed
-        return None
+        return _REFUSAL if head & REFUSED else None
 
     def _copy_started(self, head: int) -> None:
         owed = self.owed
@@ -395,6 +447,8 @@ class Conversation:
     # Hooks of the pooled conversation.
 
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
+        if self.guard is not None and data[pos + 5 : end] == b"default_transaction_read_only\0off\0":
+            self.breached = True
         return b"" if head == QUERY | OWN else None
 
     def _completed(self, data: bytes, pos: int, end: int) -> None:

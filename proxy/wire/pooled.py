@@ -582,12 +582,13 @@ class PooledConversation(Conversation):
             self._at_link = self.reported
 
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
+        edited = super()._parameter_status(data, pos, end, head)
         name, value, _ = data[pos + 5 : end].split(b"\0", 2)
         if self.backend is not None:
             self.backend.reported = {**self.backend.reported, name: value}
             if head != QUERY | OWN:
                 self.reported = self.backend.reported
-        return b"" if head == QUERY | OWN else None
+        return edited
 
     def _own_reply(self, kind: int, data: bytes, pos: int, end: int) -> None:
         if kind == ERROR:

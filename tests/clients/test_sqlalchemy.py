@@ -121,7 +121,7 @@ def test_a_result_by_a_server_side_cursor(engine: sa.Engine) -> None:
     with engine.connect() as connection:
         streaming = connection.execution_options(yield_per=100)
         result = streaming.execute(sa.text("select n from generate_series(1, 2500) n"))
-        sizes = [len(part) for part in result.partitions()]
+        sizes = [len(part) for part in result.partitions(100)]
     assert sizes == [100] * 25
 
 

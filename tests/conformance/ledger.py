@@ -6,7 +6,7 @@ an entry whose difference is gone, since it would hide the next one; so does a l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,15 +43,14 @@ class Ledger(BaseModel):
                 return entry.reason
         return None
 
-    def complaints(self, verdicts: Sequence[Verdict], ran: Iterable[str] | None = None) -> list[str]:
-        """What is wrong, one sentence each; `ran` names the files compared when that were not all of them."""
+    def complaints(self, verdicts: Sequence[Verdict], *, complete: bool = True) -> list[str]:
+        """What is wrong, one sentence each; with `complete` every file of each part was to be there."""
         found = [it for verdict in verdicts for it in verdict.differences]
         said = [self._unexcused(it) for it in found if self.reason(it) is None]
-        seen = {(it.part, it.file) for it in found}
-        compared = None if ran is None else set(ran)
-        parts = {verdict.part for verdict in verdicts}
+        seen = {(it.part, it.file) for it in found} | {(it.part, file) for it in verdicts for file in it.unjudged}
+        parts = {it.part: it.files for it in verdicts}
         for entry in self.differences:
-            looked_at = entry.part in parts and (compared is None or entry.file in compared)
+            looked_at = entry.part in parts and (complete or entry.file in parts[entry.part])
             if looked_at and (entry.part, entry.file) not in seen:
                 said.append(f"{entry.part}: {entry.file} is the same now: take its entry out of the ledger.")
         return said

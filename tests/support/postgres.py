@@ -39,7 +39,11 @@ class Postgres:
         initdb_options: Sequence[str] = (),
     ) -> None:
         self.server = EmbeddedServer(
-            directory, config={**CONFIG, **(config or {})}, hba=hba, port=port, initdb_options=initdb_options
+            directory,
+            config={**CONFIG, **(config or {})},
+            hba=hba,
+            port=port,
+            initdb_options=["--no-sync", *initdb_options],
         )
         self.server.start()
         self.user = SUPERUSER

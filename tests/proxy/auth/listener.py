@@ -1,4 +1,4 @@
-"""A small server on a free port that verifies clients by an ``Authenticator``, so that real drivers can be let loose on it."""
+"""A small server on a free port that verifies clients by an ``Authenticator``: real drivers are let loose on it."""
 
 from __future__ import annotations
 

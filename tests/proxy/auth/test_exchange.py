@@ -151,10 +151,18 @@ def test_other_refusals() -> None:
 
 
 _PIECES = st.sampled_from(
-    [b"n", b"y", b"p=", b"tls-server-end-point", b",", b"=", b"a=", b"m=", b"r=", b"c=biws", b"p=", NONCE.encode(), b"\0",
-     b"\xff", b"SCRAM-SHA-256\0", b"SCRAM-SHA-256-PLUS\0", b"\0\0\0\x10", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"]
+    [b"n", b"y", b"p=", b"tls-server-end-point", b",", b"=", b"a=", b"m=", b"r=", b"c=biws", b"p=", NONCE.encode(),
+     b"\0", b"\xff", b"SCRAM-SHA-256\0", b"SCRAM-SHA-256-PLUS\0", b"\0\0\0\x10", b"\xff\xff\xff\xff",
+     b"\x7f\xff\xff\xff"]
 )  # fmt: skip
 _BODIES = st.binary(max_size=200) | st.lists(_PIECES, max_size=16).map(b"".join)
+
+
+def answer(exchange: Exchange, body: bytes) -> bytes:
+    try:
+        return exchange.receive(body)
+    except AuthFailed as failure:
+        return failure.response()
 
 
 @given(st.lists(_BODIES, min_size=1, max_size=3), st.booleans())
@@ -162,11 +170,9 @@ def test_any_message_is_answered_or_refused(bodies: list[bytes], tls: bool) -> N
     exchange = ScramExchange("bob", VERIFIER, channel_binding=b"hash" if tls else None)
     exchange.start()
     for body in bodies:
-        try:
-            exchange.receive(body)
-        except AuthFailed as failure:
-            assert failure.sqlstate in ("08P01", "0A000", "28000", "28P01")
-            assert len(failure.response()) < 500
+        reply = answer(exchange, body)
+        assert reply[:1] in (b"R", b"E")
+        assert len(reply) < 1200
     assert not exchange.done
 
 
@@ -182,12 +188,7 @@ def test_any_second_message_is_refused(body: bytes) -> None:
 def test_any_first_message_in_the_right_frame(data: bytes) -> None:
     exchange = ScramExchange("bob", VERIFIER)
     exchange.start()
-    try:
-        reply = exchange.receive(initial(data))
-    except AuthFailed:
-        return
-    assert reply[:1] == b"R"
-    assert len(reply) < 1200
+    assert answer(exchange, initial(data))[:1] in (b"R", b"E")
 
 
 @given(st.binary(max_size=100))

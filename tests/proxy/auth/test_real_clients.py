@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from proxy.auth import Authenticator, scram
 from proxy.auth.exchange import md5_of
@@ -35,10 +36,10 @@ async def authenticator(tmp_path: Path, binding: bytes | None = None, **settings
 
 
 def connect(port: int, user: str, password: str | None = "secret", **options: str) -> None:
-    with psycopg.connect(
-        host="127.0.0.1", port=port, user=user, password=password, dbname="db", connect_timeout=20, **options
-    ):
-        pass
+    options |= {"host": "127.0.0.1", "port": str(port), "user": user, "dbname": "db", "connect_timeout": "20"}
+    if password is not None:
+        options["password"] = password
+    psycopg.connect(make_conninfo(**options)).close()
 
 
 async def refused(port: int, user: str, password: str | None = "secret", **options: str) -> str:
@@ -145,8 +146,6 @@ async def test_certificate_wording_is_the_servers(tls_server: Any, certificates:
     assert 'FATAL:  certificate authentication failed for user "cert_user"' in said
     said = await refused(tls_server.port, "cert_user", None, sslmode="require", sslcertmode="disable")
     assert "FATAL:  connection requires a valid client certificate" in said
-    said = await refused(tls_server.port, "cert_user", None, sslmode="disable")
-    assert "password authentication failed" in said
 
 
 async def test_from_a_clients_proof_to_a_login_at_the_server(tmp_path: Path, auth_server: AuthServer) -> None:

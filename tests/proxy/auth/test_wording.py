@@ -10,7 +10,8 @@ import struct
 import pytest
 
 from proxy.auth import scram
-from proxy.auth.exchange import ScramExchange
+from proxy.auth.exchange import Md5Exchange, ScramExchange
+from proxy.auth.secrets import Password
 from tests.proxy.auth.dialogue import NONCE, Script, initial, ours, theirs, theirs_over
 from tests.proxy.auth.servers import PASSWORD, AuthServer, Certificates, TlsServer
 
@@ -94,6 +95,13 @@ def our_exchange(binding: bytes | None = None) -> ScramExchange:
 async def test_in_clear(auth_server: AuthServer, script: Script) -> None:
     expected = await theirs(auth_server.host, auth_server.port, "scram_user", script)
     assert ours(our_exchange(), script) == expected
+
+
+@pytest.mark.parametrize("body", [b"md5\0", b"\0", b"md5", b"", b"md5\0x", b"a\0b\0", b"x" * 1000])
+async def test_md5(auth_server: AuthServer, body: bytes) -> None:
+    script = Script("md5", body)
+    expected = await theirs(auth_server.host, auth_server.port, "md5_user", script)
+    assert ours(Md5Exchange("md5_user", Password(PASSWORD), ""), script) == expected
 
 
 @pytest.mark.parametrize("script", BOUND, ids=lambda script: script.name)

@@ -36,7 +36,7 @@ async def log_in(
     binding: bytes | None = None,
     minor: int = 0,
     chunk: int = 65536,
-    **parameters: str,
+    parameters: dict[str, str] | None = None,
 ) -> UpstreamLogin:
     """Log in to a real server, reading ``chunk`` bytes at a time, and hang up."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
@@ -47,7 +47,7 @@ async def log_in(
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             await writer.start_tls(context)
-        startup = startup_message({"user": user, "database": "postgres", **parameters}, minor)
+        startup = startup_message({"user": user, "database": "postgres", **(parameters or {})}, minor)
         login = UpstreamLogin(startup, user, credential, binding)
         writer.write(login.start())
         while not login.done and login.failed is None:
@@ -100,7 +100,11 @@ async def test_password_preparation_is_the_servers(auth_server: AuthServer, user
 
 async def test_startup_settings_and_long_key(auth_server: AuthServer) -> None:
     login = await log_in(
-        auth_server, "scram_user", PasswordCredential(PASSWORD), minor=2, application_name="möwe", DateStyle="SQL, DMY"
+        auth_server,
+        "scram_user",
+        PasswordCredential(PASSWORD),
+        minor=2,
+        parameters={"application_name": "möwe", "DateStyle": "SQL, DMY"},
     )
     assert login.done, login.failed
     assert login.minor == 2
@@ -109,7 +113,9 @@ async def test_startup_settings_and_long_key(auth_server: AuthServer) -> None:
 
 
 async def test_newer_protocol_is_negotiated(auth_server: AuthServer) -> None:
-    login = await log_in(auth_server, "trusted_user", NoCredential(), minor=9999, **{"_pq_.one": "x", "_pq_.two": "y"})
+    login = await log_in(
+        auth_server, "trusted_user", NoCredential(), minor=9999, parameters={"_pq_.one": "x", "_pq_.two": "y"}
+    )
     assert login.done, login.failed
     assert login.minor == 2
     assert login.unknown_options == ["_pq_.one", "_pq_.two"]
@@ -118,7 +124,7 @@ async def test_newer_protocol_is_negotiated(auth_server: AuthServer) -> None:
 
 async def test_trust_and_replication(auth_server: AuthServer) -> None:
     assert (await log_in(auth_server, "trusted_user", NoCredential())).done
-    login = await log_in(auth_server, "asker", PasswordCredential("asker"), replication="true")
+    login = await log_in(auth_server, "asker", PasswordCredential("asker"), parameters={"replication": "true"})
     assert login.done, login.failed
 
 

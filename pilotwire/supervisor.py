@@ -1,0 +1,500 @@
+"""The supervisor: owns the listening sockets and keeps the worker processes running.
+
+It carries no client byte. What it does: checks at the start that the upstream is there; binds, inherits or receives
+the sockets; starts the workers and starts a dead one again; merges their counters; passes cancel requests and "close
+idle backends" between them; rereads the settings on SIGHUP; drains on SIGTERM or when a successor took over; serves the
+admin pages.
+
+SIGTERM and SIGINT: stop accepting, serve the connected until they leave (after ``drain_timeout`` the workers end them
+outside a transaction), end. A second one ends at once. The state only moves forward: starting, serving, draining,
+ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from pilotwire.errors import StartError
+from pilotwire.handover import ControlSocket, Inherited, Neighbour, Role, ask_for_sockets, notify_systemd
+from pilotwire.listening import Listening, from_systemd, open_all, socket_text
+from pilotwire.upstream_check import Reachability, check_upstream
+from pilotwire.workers import WorkerProcess, gather_quietly, resident_bytes
+from proxy.admin.app import create_app
+from proxy.admin.server import AdminServer
+from proxy.admin.source import Status
+from proxy.control import ControlLostError, Message, worker_of_key
+from proxy.logs import Log
+from proxy.metrics import MergedCounters
+from proxy.settings import ProxySettings, apply_reload, changes_on_reload
+
+MAX_WORKER_ID: Final = 255
+SCRAPE_SECONDS: Final = 0.5
+"""How long a scrape waits for the workers' fresh counters."""
+ROUTE_SECONDS: Final = 10.0
+"""How long a worker may take to act on a cancel, or to close its idle backends."""
+RELOAD_SECONDS: Final = 30.0
+EARLY_DEATH_SECONDS: Final = 5.0
+"""A worker that dies sooner is started again only after a pause that doubles up to ``MAX_PAUSE_SECONDS``."""
+MIN_PAUSE_SECONDS: Final = 0.1
+MAX_PAUSE_SECONDS: Final = 5.0
+KILL_SECONDS: Final = 1.0
+"""After being told to end at once, how long a worker has before it is killed."""
+PUSH_SECONDS: Final = 1.0
+"""How often a draining process sends its counters to its successor."""
+
+
+def serve(settings: ProxySettings, reread: Callable[[], ProxySettings], takeover: bool) -> int:
+    """Runs the proxy until it is told to stop; returns the exit code.
+
+    ``reread`` gives the settings anew on SIGHUP and raises ValueError (or a subclass) when they are wrong. With
+    ``takeover`` the sockets come from the instance that listens on ``control_socket``, if there is one. Raises
+    StartError when it cannot start.
+    """
+    log = Log("supervisor", settings.log_format, settings.log_level)
+    try:
+        return asyncio.run(Supervisor(settings, reread, takeover, log).run())
+    finally:
+        log.close()
+
+
+class Supervisor:
+    """One instance, from its start to its end. Made and run inside ``serve``."""
+
+    def __init__(self, settings: ProxySettings, reread: Callable[[], ProxySettings], takeover: bool, log: Log) -> None:
+        self._settings = settings
+        self._reread = reread
+        self._takeover = takeover
+        self._log = log
+        self._merged = MergedCounters()
+        self._workers: dict[int, WorkerProcess] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
+        self._listening: list[Listening] = []
+        self._admin_listening: Listening | None = None
+        self._admin: AdminServer | None = None
+        self._control: ControlSocket | None = None
+        self._predecessor: Neighbour | None = None
+        self._successor: Neighbour | None = None
+        self._reachable = Reachability()
+        self._serving = False
+        self._draining = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._released = False
+        self._stop_signals = 0
+        self._reloading = asyncio.Lock()
+        self._generation = 0
+        self._restarts = 0
+        self._start_time = time.time()
+
+    # --- from the start to the end -------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serves until drained; 0 when it ended as told. StartError when it could not start."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name, task)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        try:
+            await self._start()
+            await self._ended.wait()
+        except asyncio.CancelledError:
+            # A stop signal during the start.
+            return 0
+        finally:
+            await self._close()
+        return 0
+
+    async def _start(self) -> None:
+        settings = self._settings
+        await check_upstream(settings)
+        inherited = self._take_over() if self._takeover else None
+        self._open_sockets(inherited)
+        taken = inherited.worker_ids if inherited is not None else set()
+        slots = [slot for slot in range(MAX_WORKER_ID + 1) if slot not in taken][: settings.workers]
+        if len(slots) < settings.workers:
+            raise StartError("too many instances are draining at once: wait until some have ended")
+        self._workers = {slot: self._new_worker(slot) for slot in slots}
+        await self._start_first_workers()
+        await self._start_admin()
+        if inherited is not None:
+            await self._join(inherited)
+        if settings.control_socket:
+            self._control = ControlSocket(settings.control_socket, self._offer, self._on_successor, self._on_refused)
+            self._control.open(replace=inherited is not None)
+        self._keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers.values()]
+        self._serving = True
+        if inherited is not None:
+            await self._release_predecessor()
+        self._log.event(
+            "serving",
+            listen=",".join(entry.address for entry in self._listening),
+            admin=self._admin_listening.address if self._admin_listening is not None else None,
+            upstream=settings.dsn.text(),
+            auth=settings.auth_method,
+            pool_mode=settings.pool_mode,
+            workers=settings.workers,
+            pid=os.getpid(),
+        )
+        notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
+
+    def _take_over(self) -> Inherited | None:
+        if not self._settings.control_socket:
+            raise StartError("--takeover needs control_socket, the path that the running instance was started with")
+        inherited = ask_for_sockets(self._settings.control_socket)
+        if inherited is None:
+            self._log.event("takeover_nobody", detail="no instance is running: starting afresh")
+        return inherited
+
+    def _open_sockets(self, inherited: Inherited | None) -> None:
+        settings = self._settings
+        given = from_systemd(os.environ)
+        admin = dict(inherited.admin) if inherited is not None else {}
+        for sock in given.pop("admin", []):
+            admin[str(settings.admin_address)] = Listening(str(settings.admin_address), sock)
+        passed = [sock for group in given.values() for sock in group]
+        if passed:
+            # The unit file says where to listen; the setting would only contradict it.
+            self._listening = [Listening(socket_text(sock), sock, settings.read_only) for sock in passed]
+        else:
+            held = dict(inherited.listen) if inherited is not None else {}
+            self._listening = open_all(settings.addresses, settings.listen_backlog, held)
+            for unused in held.values():
+                self._log.event("listener_left", listen=unused.address, detail="no longer among the settings")
+                unused.close(keep_file=True)
+        if settings.admin_address is not None:
+            if not settings.admin_address.is_local and not _admin_token(settings):
+                raise StartError(
+                    f"admin: {settings.admin_address} can be reached from the network: set admin_token, or use loopback"
+                )
+            (self._admin_listening,) = open_all([settings.admin_address], 128, admin, "admin")
+
+    async def _start_first_workers(self) -> None:
+        starts = [worker.start(self._settings, self._listening) for worker in self._workers.values()]
+        for outcome in await asyncio.gather(*starts, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _start_admin(self) -> None:
+        if self._admin_listening is not None:
+            app = create_app(self, _admin_token(self._settings))
+            self._admin = AdminServer(app, self._admin_listening.sock)
+            await self._admin.start()
+
+    async def _close(self) -> None:
+        """Releases everything; after a drain in order most of it is gone already."""
+        for task in (*self._keepers, *self._background):
+            task.cancel()
+        for worker in self._workers.values():
+            worker.kill()
+        if self._admin is not None:
+            await self._admin.stop()
+        if self._control is not None:
+            self._control.close()
+        for entry in (*self._listening, *([self._admin_listening] if self._admin_listening else [])):
+            entry.close(keep_file=self._handed_over)
+        for neighbour in (self._predecessor, self._successor):
+            if neighbour is not None:
+                neighbour.close()
+        if self._serving:
+            self._log.event("ended")
+
+    # --- workers -------------------------------------------------------------------------------------------------
+
+    def _new_worker(self, slot: int) -> WorkerProcess:
+        self._generation += 1
+        return WorkerProcess(slot, self._generation, self)
+
+    async def _keep(self, worker: WorkerProcess) -> None:
+        """Watches over one place for a worker: starts another one, under the same id, when it died."""
+        pause = 0.0
+        while True:
+            status = await worker.wait() if worker.pid else 0
+            self._merged.retire(worker.source)
+            if self._draining.is_set():
+                return
+            early = time.monotonic() - worker.started < EARLY_DEATH_SECONDS
+            pause = min(max(pause * 2, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS) if early else 0.0
+            self._log.event(
+                "worker_died", level="error", worker=worker.slot, how=_how_ended(status), restart_in_seconds=pause
+            )
+            if pause:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._draining.wait(), pause)
+            if self._draining.is_set():
+                return
+            worker = self._workers[worker.slot] = self._new_worker(worker.slot)
+            self._restarts += 1
+            try:
+                await worker.start(self._settings, self._listening)
+            except StartError as error:
+                self._log.event("worker_not_started", level="error", worker=worker.slot, detail=str(error))
+                worker.kill()
+                continue
+            self._log.event("worker_restarted", worker=worker.slot, pid=worker.pid)
+            if self._draining.is_set():
+                worker.drain()
+
+    async def on_worker_message(self, worker: WorkerProcess, kind: str, message: Message) -> Message | None:
+        """What a worker says; see proxy/worker.py for the kinds."""
+        match kind:
+            case "counters":
+                self._merged.update(worker.source, message["counters"])
+            case "cancel":
+                await self._route_cancel(
+                    int(message["pid"]), str(message["secret"]), (self._predecessor, self._successor)
+                )
+            case "close_idle":
+                await self._close_idle(str(message["database"]), (self._predecessor, self._successor))
+        return None
+
+    async def _route_cancel(self, pid: int, secret: str, onwards: Sequence[Neighbour | None]) -> None:
+        """Brings a cancel to the worker that its key names, here or in a neighbouring process."""
+        slot = worker_of_key(pid)
+        worker = self._workers.get(slot)
+        with contextlib.suppress(ControlLostError):
+            if worker is not None:
+                await worker.ask("cancel", ROUTE_SECONDS, pid=pid, secret=secret)
+                return
+            for neighbour in onwards:
+                if neighbour is not None and slot in neighbour.ids:
+                    await neighbour.ask("cancel", ROUTE_SECONDS, pid=pid, secret=secret)
+                    return
+
+    async def _close_idle(self, database: str, onwards: Sequence[Neighbour | None]) -> None:
+        """Has every worker, of neighbouring processes too, close its idle backends of a database."""
+        neighbours = [neighbour for neighbour in onwards if neighbour is not None]
+        targets: list[WorkerProcess | Neighbour] = [*self._workers.values(), *neighbours]
+        await gather_quietly([target.ask("close_idle", ROUTE_SECONDS, database=database) for target in targets])
+
+    # --- signals -------------------------------------------------------------------------------------------------
+
+    def _on_stop(self, name: str, task: asyncio.Task[Any]) -> None:
+        self._stop_signals += 1
+        if not self._serving:
+            task.cancel()
+        elif self._stop_signals == 1:
+            self._log.event("stopping", signal=name, drain_timeout=self._settings.drain_timeout)
+            notify_systemd("STOPPING=1")
+            self._begin_drain()
+        elif self._stop_signals == 2:
+            self._log.event("stopping_at_once", level="warning", signal=name)
+            self._spawn(self._end_at_once())
+
+    async def _end_at_once(self) -> None:
+        for worker in self._workers.values():
+            worker.abort()
+        await asyncio.wait(self._keepers, timeout=KILL_SECONDS)
+        for worker in self._workers.values():
+            worker.kill()
+        await asyncio.wait(self._keepers, timeout=KILL_SECONDS)
+        self._ended.set()
+
+    def _on_hangup(self) -> None:
+        self._spawn(self._reload())
+
+    async def _reload(self) -> None:
+        async with self._reloading:
+            notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                wanted = self._reread()
+                applied, restart = changes_on_reload(self._settings, wanted)
+                settings = apply_reload(self._settings, wanted)
+            except (ValueError, OSError) as error:
+                self._log.event("reload_failed", level="error", detail=f"{error}; the settings stay as they were")
+                notify_systemd("READY=1")
+                return
+            self._settings = settings
+            self._log.configure(settings.log_format, settings.log_level)
+            # Also when no setting differs: files named by them (certificates, users) may have changed.
+            payload = settings.to_wire().decode()
+            answers = await gather_quietly(
+                [worker.ask("reload", RELOAD_SECONDS, settings=payload) for worker in self._workers.values()]
+            )
+            for refused in {str(answer["refused"]) for answer in answers if "refused" in answer}:
+                self._log.event("reload_refused", level="error", detail=refused)
+            self._log.event("reloaded", changed=",".join(applied) or "none", workers=len(answers))
+            if restart:
+                self._log.event("reload_needs_restart", level="warning", settings=",".join(restart))
+            notify_systemd("READY=1")
+
+    # --- draining and handing over -------------------------------------------------------------------------------
+
+    @property
+    def _handed_over(self) -> bool:
+        """Whether a successor has our sockets, or is about to: their files are then not ours to remove."""
+        return self._released or self._successor is not None
+
+    def _begin_drain(self) -> None:
+        if self._draining.is_set():
+            return
+        self._draining.set()
+        for worker in self._workers.values():
+            worker.drain()
+        for entry in self._listening:
+            entry.close(keep_file=self._handed_over)
+        self._listening.clear()
+        if self._control is not None:
+            self._control.close()
+        self._spawn(self._finish())
+
+    async def _finish(self) -> None:
+        await asyncio.wait(self._keepers)
+        if self._successor is not None and self._predecessor is not None:
+            # The successor reaches the process before us only through us.
+            await self._predecessor.gone.wait()
+        if self._successor is not None:
+            self._successor.send("totals", counters=self._merged.totals(), worker_ids=[])
+        self._ended.set()
+
+    def _offer(self) -> tuple[Sequence[tuple[Role, Listening]], Sequence[int]]:
+        sockets: list[tuple[Role, Listening]] = [("listen", entry) for entry in self._listening]
+        if self._admin_listening is not None:
+            sockets.append(("admin", self._admin_listening))
+        return sockets, self._ids_in_use()
+
+    def _ids_in_use(self) -> list[int]:
+        older = self._predecessor.ids if self._predecessor is not None else set()
+        return sorted({*self._workers, *older})
+
+    def _on_refused(self, why: str) -> None:
+        self._log.event("takeover_refused", level="warning", detail=why)
+
+    def _on_successor(self, link: socket.socket) -> None:
+        if self._successor is not None:
+            self._on_refused("another process is taking over already")
+            link.close()
+            return
+        self._successor = Neighbour(os.getpid(), set())
+        self._spawn(self._successor.open(link, self._from_successor, self._on_successor_lost))
+
+    async def _from_successor(self, kind: str, message: Message) -> Message | None:
+        assert self._successor is not None
+        match kind:
+            case "ready":
+                self._successor.pid = int(message["pid"])
+                self._successor.ids = set(message["worker_ids"])
+                self._log.event("taken_over", by_pid=self._successor.pid, drain_timeout=self._settings.drain_timeout)
+                self._released = True
+                self._begin_drain()
+                self._spawn(self._push_totals(self._successor))
+                if self._admin is not None:
+                    self._spawn(self._admin.stop())
+            case "cancel":
+                await self._route_cancel(int(message["pid"]), str(message["secret"]), (self._predecessor,))
+            case "close_idle":
+                await self._close_idle(str(message["database"]), (self._predecessor,))
+        return None
+
+    def _on_successor_lost(self) -> None:
+        if not self._draining.is_set():
+            self._log.event("takeover_abandoned", level="warning", detail="the new process did not get ready")
+        self._successor = None
+
+    async def _push_totals(self, successor: Neighbour) -> None:
+        while not successor.gone.is_set():
+            successor.send("totals", counters=self._merged.totals(), worker_ids=self._ids_in_use())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(successor.gone.wait(), PUSH_SECONDS)
+
+    async def _join(self, inherited: Inherited) -> None:
+        self._predecessor = Neighbour(inherited.pid, inherited.worker_ids)
+        await self._predecessor.open(inherited.link, self._from_predecessor, self._on_predecessor_lost)
+
+    async def _release_predecessor(self) -> None:
+        assert self._predecessor is not None
+        try:
+            await self._predecessor.ask("ready", ROUTE_SECONDS, pid=os.getpid(), worker_ids=list(self._workers))
+        except ControlLostError as error:
+            # We hold its sockets and serve; if it still lives it serves them too, and ends when told.
+            self._log.event("takeover_incomplete", level="warning", pid=self._predecessor.pid, detail=str(error))
+        else:
+            self._log.event("took_over", from_pid=self._predecessor.pid)
+
+    async def _from_predecessor(self, kind: str, message: Message) -> Message | None:
+        assert self._predecessor is not None
+        match kind:
+            case "totals":
+                self._merged.update(self._predecessor.source, message["counters"])
+                self._predecessor.ids = set(message["worker_ids"])
+            case "cancel":
+                await self._route_cancel(int(message["pid"]), str(message["secret"]), (self._successor,))
+            case "close_idle":
+                await self._close_idle(str(message["database"]), (self._successor,))
+        return None
+
+    def _on_predecessor_lost(self) -> None:
+        assert self._predecessor is not None
+        self._merged.retire(self._predecessor.source)
+        self._log.event("predecessor_ended", pid=self._predecessor.pid)
+        self._predecessor = None
+
+    # --- what the admin pages ask --------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """See ``proxy.admin.source``."""
+        workers = self._workers.values()
+        alive = [worker for worker in workers if worker.state != "dead" and worker.pid]
+        self._merged.update("supervisor", {"log_lines_dropped": self._log.dropped})
+        memory = {f"worker-{worker.slot}": resident_bytes(worker.pid) for worker in alive}
+        return Status(
+            workers_configured=self._settings.workers,
+            workers_alive=len(alive),
+            workers_ready=sum(worker.state == "ready" for worker in alive),
+            workers_responding=sum(worker.responding for worker in alive),
+            worker_restarts=self._restarts,
+            draining=self._draining.is_set(),
+            start_time=self._start_time,
+            totals=self._merged.totals(),
+            memory={"supervisor": resident_bytes(os.getpid()), **memory},
+        )
+
+    async def fresh_status(self) -> Status:
+        """See ``proxy.admin.source``."""
+        await asyncio.gather(*(self._refresh(worker) for worker in self._workers.values()))
+        return self.status()
+
+    async def _refresh(self, worker: WorkerProcess) -> None:
+        with contextlib.suppress(ControlLostError):
+            answer = await worker.ask("counters", SCRAPE_SECONDS)
+            # It may have died while its answer was on the way, and then belongs to the base already.
+            if worker.state != "dead":
+                self._merged.update(worker.source, answer["counters"])
+
+    async def upstream_reachable(self) -> bool:
+        """See ``proxy.admin.source``."""
+        return await self._reachable(self._settings.dsn.hosts)
+
+    # --- odds and ends -------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self._log.event("internal_error", level="error", detail=str(context.get("message", "")), error=repr(error))
+
+
+def _how_ended(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+def _admin_token(settings: ProxySettings) -> str:
+    token = getattr(settings, "admin_token", None)
+    return "" if token is None else str(token.get_secret_value())

@@ -1,0 +1,67 @@
+"""Reading what processes cost from /proc."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.process_costs import (
+    PeakMemory,
+    cpu_between,
+    cpu_seconds,
+    cpu_seconds_of_stat,
+    family,
+    pss_bytes,
+    pss_bytes_of_rollup,
+)
+
+STAT = "4242 ({}) S 1 4242 4242 0 -1 4194560 1 2 3 4 150 50 7 9 20 0 1 0 100 1000 10 18446744073709551615 0 0"
+
+
+@pytest.mark.parametrize("name", ["pgbouncer", "a b", "odd) S (name", "((("])
+def test_stat_adds_user_and_system_time_whatever_the_name(name: str) -> None:
+    assert cpu_seconds_of_stat(STAT.format(name), ticks=100) == pytest.approx(2.0)
+
+
+def test_rollup() -> None:
+    text = "00400000-7fff ---p 00000000 00:00 0    [rollup]\nRss:   9000 kB\nPss:   1234 kB\nPss_Dirty: 1 kB\n"
+    assert pss_bytes_of_rollup(text) == 1234 * 1024
+    with pytest.raises(ValueError, match="no Pss line"):
+        pss_bytes_of_rollup("Rss: 1 kB\n")
+
+
+def test_a_process_that_started_in_between_counts_from_its_start() -> None:
+    assert cpu_between({1: 2.0, 2: 5.0}, {1: 2.5, 3: 0.25}) == pytest.approx(0.75)
+
+
+def test_our_own_work_is_seen() -> None:
+    before = cpu_seconds([os.getpid()])
+    started = time.process_time()
+    while time.process_time() - started < 0.1:
+        sum(range(1000))
+    assert cpu_between(before, cpu_seconds([os.getpid()])) >= 0.05
+
+
+def test_a_family_is_the_process_and_its_descendants() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"1\n"
+        assert len(family(parent.pid)) == 2
+        parent.communicate(b"\n", timeout=30)
+    assert family(parent.pid) == []
+    assert cpu_seconds([parent.pid]) == {}
+
+
+def test_peak_memory_remembers_what_has_gone_again() -> None:
+    with PeakMemory([os.getpid()], interval=0.01) as memory:
+        block = bytearray(os.urandom(1)) * (32 * 1024 * 1024)
+        seen = pss_bytes([os.getpid()])
+        while memory.peak < seen - 1024 * 1024:
+            time.sleep(0.01)
+        del block
+    assert memory.growth >= 24 * 1024 * 1024

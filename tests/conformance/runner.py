@@ -1,0 +1,103 @@
+"""The whole run: passes straight at the server, passes through the proxy, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pilotwire.embedded import EmbeddedServer
+from tests.conformance import pgproto, pipeline, regress
+from tests.conformance.programs import Programs, prepare
+from tests.conformance.regress import Tick
+from tests.conformance.sources import ConformanceError
+from tests.conformance.stage import Address, Mode, Place, Stage
+from tests.conformance.verdict import Outputs, Verdict, judge
+
+SUITES = ("pgproto", "libpq_pipeline", "regress")
+"""In the order in which a pass plays them; the regression suite leaves the most behind."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, how much of it is done and how much there is (0: unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run. `schedule` and `tests` narrow the regression suite; `target` is a proxy that runs already."""
+
+    suites: Sequence[str] = SUITES
+    modes: Sequence[Mode] = ("session", "transaction")
+    schedule: Path | None = None
+    tests: Sequence[str] = ()
+    target: Address | None = None
+    server_port: int = 0
+    keep: bool = False
+
+    def suites_of(self, mode: Mode) -> list[str]:
+        """The suites that a pass in `mode` plays: the regression suite keeps state in its session."""
+        return [it for it in SUITES if it in self.suites and (it != "regress" or mode != "transaction")]
+
+
+def compare(plan: Plan, progress: Progress) -> tuple[list[Verdict], Place]:
+    """Play two direct passes and one for each pool mode; a verdict for each suite and mode."""
+    with closing(Place(plan.keep)) as place:
+        installation = EmbeddedServer(place.run / "server").installation
+        version = EmbeddedServer(place.run / "server").version
+        programs = prepare(installation, version, place.cache, lambda step: progress(step, 0, 0))
+        player = _Player(plan, place, programs, progress)
+        direct = [player.play("direct", f"direct-{number}") for number in (1, 2)]
+        verdicts = []
+        for mode in plan.modes:
+            if not plan.suites_of(mode):
+                continue
+            proxied = player.play(mode, mode)
+            verdicts += [judge(f"{it}/{mode}", direct[0][it], direct[1][it], proxied[it]) for it in proxied]
+        if not verdicts:
+            raise ConformanceError("Nothing to compare: the regression suite runs in session mode only.")
+        _write_differences(place, verdicts)
+        return verdicts, place
+
+
+class _Player:
+    def __init__(self, plan: Plan, place: Place, programs: Programs, progress: Progress) -> None:
+        self._plan = plan
+        self._place = place
+        self._programs = programs
+        self._progress = progress
+        self._stage = Stage(place, plan.target, plan.server_port)
+
+    def play(self, mode: Mode, name: str) -> dict[str, Outputs]:
+        """The outputs of every suite of this pass, by suite."""
+        self._progress(f"{name}: starting", 0, 0)
+        outputs: dict[str, Outputs] = {}
+        with self._stage.play(mode, name) as address:
+            for suite in self._plan.suites_of(mode):
+                tick = partial(self._progress, f"{name}: {suite}")
+                outputs[suite] = self._suite(suite, address, tick)
+                if self._place.keep:
+                    self._save(f"{name}/{suite}", outputs[suite])
+        return outputs
+
+    def _suite(self, suite: str, address: Address, tick: Tick) -> Outputs:
+        if suite == "pgproto":
+            return pgproto.run(self._programs, address, tick)
+        if suite == "libpq_pipeline":
+            return pipeline.run(self._programs, self._place, address, tick)
+        plan = self._plan
+        return regress.run(self._programs, self._place, address, tick, schedule=plan.schedule, tests=plan.tests)
+
+    def _save(self, folder: str, outputs: Outputs) -> None:
+        target = self._place.results / folder
+        target.mkdir(parents=True)
+        for name, text in outputs.items():
+            (target / name).write_bytes(text)
+
+
+def _write_differences(place: Place, verdicts: Sequence[Verdict]) -> None:
+    for verdict in verdicts:
+        for difference in verdict.differences:
+            target = place.differences / verdict.part / f"{difference.file}.diff"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(difference.diff)
