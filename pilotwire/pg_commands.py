@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from pilotwire.embedded import EmbeddedError, EmbeddedServer
 
-T = TypeVar("T")
 app = typer.Typer(
     no_args_is_help=True,
     help="Manage an embedded PostgreSQL 18 in a directory.",
@@ -29,7 +27,7 @@ DEFAULT = Path(".pilotwire/pg")
 def start(directory: Directory = DEFAULT, as_json: Json = False) -> None:
     """Start the server, making its data first; does nothing when it runs already."""
     server = EmbeddedServer(directory)
-    _try(lambda: server.start(lambda step: typer.echo(f"{step} ...", err=True)))
+    server.start(lambda step: typer.echo(f"{step} ...", err=True))
     if not server.hint_plan.available:
         typer.echo(server.hint_plan.reason, err=True)
     _show(_facts(server), server.dsn(), as_json)
@@ -39,7 +37,7 @@ def start(directory: Directory = DEFAULT, as_json: Json = False) -> None:
 def stop(directory: Directory = DEFAULT, as_json: Json = False) -> None:
     """Stop the server and keep its data."""
     server = EmbeddedServer(directory)
-    stopped = _try(server.stop) if directory.exists() else False
+    stopped = directory.exists() and server.stop()
     _show({"stopped": stopped}, "stopped" if stopped else "it was not running", as_json)
 
 
@@ -51,8 +49,7 @@ def dsn(
 ) -> None:
     """Print the server's DSN, running or not."""
     server = EmbeddedServer(directory)
-    address = _try(lambda: server.dsn(database))
-    _show(_facts(server), address, as_json)
+    _show(_facts(server), server.dsn(database), as_json)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -62,9 +59,9 @@ def psql(
 ) -> None:
     """Open psql on the running server; what follows `--` goes to psql."""
     server = EmbeddedServer(directory)
-    if not _try(lambda: server.running):
-        _fail(f"No server runs in {directory}: start it with `pilotwire pg start --dir {directory}`.")
-    program = str(_try(lambda: server.binary("psql")))
+    if not server.running:
+        raise EmbeddedError(f"No server runs in {directory}: start it with `pilotwire pg start --dir {directory}`.")
+    program = str(server.binary("psql"))
     os.execv(program, [program, "-d", server.dsn(), *(arguments or [])])  # noqa: S606 - becoming psql is the point
 
 
@@ -72,7 +69,7 @@ def psql(
 def reset(directory: Directory = DEFAULT, as_json: Json = False) -> None:
     """Stop the server and remove its data."""
     if directory.exists():
-        _try(EmbeddedServer(directory).reset)
+        EmbeddedServer(directory).reset()
     _show({"reset": True}, f"{directory} holds no data any more", as_json)
 
 
@@ -92,15 +89,3 @@ def _facts(server: EmbeddedServer) -> dict[str, Any]:
 
 def _show(facts: dict[str, Any], sentence: str, as_json: bool) -> None:
     typer.echo(json.dumps(facts) if as_json else sentence)
-
-
-def _try(action: Callable[[], T]) -> T:
-    try:
-        return action()
-    except EmbeddedError as error:
-        _fail(str(error))
-
-
-def _fail(sentence: str) -> NoReturn:
-    typer.echo(f"pilotwire: {sentence}", err=True)
-    raise typer.Exit(1)

@@ -22,12 +22,14 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pilotwire.errors import StartError
+
 ACCOUNT = "pilotwire-postgres"
 PUBLIC_STATE = Path("/var/lib/pilotwire")
 HOMES = (Path("/root"), Path("/home"))
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(StartError):
     """The embedded server cannot do what was asked; the text is one sentence that says what to do."""
 
 

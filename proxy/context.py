@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,6 +17,7 @@ from proxy.logs import Log
 from proxy.metrics import Counters
 from proxy.readonly import lifts_read_only
 from proxy.relay import RelaySession
+from proxy.reuse import ReusingSession
 from proxy.session import SHUTDOWN, DedicatedSession, PooledSession, RelayedTalk, Session, new_secret
 from proxy.settings import ProxySettings
 from proxy.steering import LeaveAlone
@@ -49,7 +51,9 @@ class WorkerContext:
         self.counters = counters
         self.log = log
         self.tls = TlsContexts(settings)
-        self.authenticator = Authenticator(settings, lambda: self.tls.certificate_hash, log)
+        self.authenticator = Authenticator(
+            settings, lambda: self.tls.certificate_hash, log, upstream_tls=self._upstream_tls
+        )
         self.steering = LeaveAlone()
         self.registry = StatementRegistry()
         self.sessions: set[Session | RelaySession] = set()
@@ -70,6 +74,11 @@ class WorkerContext:
         await self.authenticator.start()
         self.spawn(self._sweep())
 
+    def _upstream_tls(self) -> ssl.SSLContext | str | None:
+        """How asyncpg is to encrypt: our context where TLS is demanded, else the name of the mode."""
+        mode = self.tls.server_mode
+        return mode if mode in ("disable", "allow", "prefer") else self.tls.server_side
+
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -86,7 +95,7 @@ class WorkerContext:
 
     def start_session(self, login: Login, transport: asyncio.Transport, pending: bytes) -> None:
         """Takes an authenticated client over; AuthenticationOk has been sent."""
-        session: DedicatedSession | PooledSession
+        session: DedicatedSession | PooledSession  # a ReusingSession is a DedicatedSession
         if self.draining or (login.read_only and login.replication is not None):
             # A replication connection can run SQL that nobody looks at.
             transport.write(SHUTDOWN if self.draining else NO_REPLICATION)
@@ -94,6 +103,8 @@ class WorkerContext:
             return
         if login.replication is None and self.settings.pool_mode == "transaction":
             session = PooledSession(self, login, transport, self._pool(login), pending)
+        elif login.replication is None and self.settings.session_reuse:
+            session = ReusingSession(self, login, transport, self._pool(login), pending)
         else:
             session = DedicatedSession(self, login, transport, pending)
         self.sessions.add(session)
@@ -203,8 +214,9 @@ class WorkerContext:
 
     def _pool(self, login: Login) -> BackendPool:
         startup = self.startup_settings(login)
-        # The application's name differs from client to client; it is set on the backend, not at its start-up.
-        startup.pop("application_name", None)
+        if self.settings.pool_mode == "transaction":
+            # The application's name differs from client to client; it is set on the backend, not at its start-up.
+            startup.pop("application_name", None)
         key = (login.user, login.database, login.credential, tuple(startup.items()))
         pool = self._pools.get(key)
         if pool is None:

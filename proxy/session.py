@@ -179,6 +179,11 @@ class DedicatedSession(Session):
         greeting = b"".join(backend.greeting)
         backend.greeting = []
         self.transport.write(greeting + backend_key_data(*self.key) + ready_for_query())
+        backend.replay_early()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """The client has been greeted: what it sent meanwhile is taken up."""
         pending, self._pending = self._pending, b""
         self.transport.resume_reading()
         if pending:
@@ -212,8 +217,14 @@ class DedicatedSession(Session):
             return
         if not self._since:
             self._since = time.monotonic()
-        if out:
+        if talk.terminated:
+            self._send(backend, out)
+        elif out:
             backend.transport.write(out)
+
+    def _send(self, backend: Backend, out: bytes) -> None:
+        """The client's last bytes; the server, which gets its Terminate too, closes the connection after them."""
+        backend.transport.write(out)
 
     def server_data(self, backend: Backend, data: bytes) -> None:
         talk = self._talk

@@ -53,7 +53,7 @@ class Exchange:
     __slots__ = ("_credential",)
 
     max_message = 0
-    """Bytes that the body of a ``p`` message may have; the caller drops a client that announces more."""
+    """Bytes that a ``p`` message may have, its length word counted; the caller refuses a client that announces more."""
 
     def __init__(self, credential: Credential | None = None) -> None:
         self._credential = credential
@@ -184,7 +184,7 @@ class ScramExchange(Exchange):
     def receive(self, body: bytes) -> bytes:
         # Whatever happens, no step runs twice: a failed exchange stays failed.
         step, self._step = self._step, super().receive
-        if len(body) > MAX_SASL_MESSAGE:
+        if len(body) + 4 > MAX_SASL_MESSAGE:
             # The server stops reading here too, and answers as to a wrong password.
             raise password_failed(self._user, f"SASL message of {len(body)} bytes")
         return step(body)

@@ -22,7 +22,7 @@ from proxy.auth.scram import CHANNEL_BINDING, MECHANISM, MECHANISM_PLUS
 from proxy.auth.secrets import KEY_BYTES
 
 MAX_SASL_MESSAGE = 1024
-"""Bytes of the body of one SASL message, the server's own limit."""
+"""Bytes of one SASL message, its length word counted: the server's own limit."""
 
 _LENGTH = struct.Struct("!i")
 

@@ -30,6 +30,7 @@ class Backend(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_early",
         "_on_end",
         "_taken",
         "address",
@@ -57,6 +58,7 @@ class Backend(asyncio.Protocol):
         greeting: list[bytes],
         now: float,
         taken: TakenConnection | None,
+        early: bytes = b"",
     ) -> None:
         self.transport = transport
         self.pid = pid
@@ -72,6 +74,7 @@ class Backend(asyncio.Protocol):
         self.cancelling = 0
         self.lost = False
         self._taken = taken
+        self._early = early  # what came right behind the first ReadyForQuery
         self._on_end: Callable[[Backend], None] | None = None
 
     def __repr__(self) -> str:
@@ -84,6 +87,12 @@ class Backend(asyncio.Protocol):
             self._taken.take(self)
         else:
             self.transport.set_protocol(self)
+
+    def replay_early(self) -> None:
+        """Gives its owner what arrived before there was one."""
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
 
     # asyncio.Protocol; `data_received` is the hot path: one attribute look-up before the session has the bytes.
 

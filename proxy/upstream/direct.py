@@ -108,7 +108,12 @@ async def open_direct(
         async with asyncio.timeout(settings.connect_timeout):
             transport.write(login.start())
             while not login.done:
-                for data in login.receive(await collector.read()):
+                try:
+                    arrived = await collector.read()
+                except OSError:
+                    login.connection_lost()
+                    arrived = b""
+                for data in login.receive(arrived) if arrived else ():
                     transport.write(data)
                 if login.failed is not None:
                     raise UpstreamError(login.failed)
@@ -126,6 +131,7 @@ async def open_direct(
         greeting=login.greeting,
         now=asyncio.get_running_loop().time(),
         taken=None,
+        early=login.rest,
     )
 
 

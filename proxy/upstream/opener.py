@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import asyncpg
 
+from proxy.auth.secrets import md5_digest
 from proxy.dsn import Dsn
-from proxy.login import Credential, NoCredential, PasswordCredential, ScramKeysCredential
+from proxy.login import Credential, NoCredential, PasswordCredential
 from proxy.settings import ProxySettings
 from proxy.tls import TlsContexts
 from proxy.upstream.backend import Backend
@@ -42,6 +43,13 @@ async def _no_reset(connection: Any) -> None:
     """What goes back to asyncpg has had its DISCARD ALL already."""
 
 
+def _asyncpg_can_use(credential: Credential) -> bool:
+    """asyncpg logs in by password only, and would hash a password that is an MD5 hash already once more."""
+    return isinstance(credential, NoCredential) or (
+        isinstance(credential, PasswordCredential) and md5_digest(credential.password) is None
+    )
+
+
 class Opener:
     """Opens backends of one user, database and credential. ``size`` bounds how many there are at once, None for no
     bound of our own (the server's max_connections is one)."""
@@ -67,7 +75,7 @@ class Opener:
     async def open(self, settings: Mapping[str, str]) -> Backend:
         """A new connection whose start-up packet carries these settings. Raises `UpstreamError`."""
         startup = startup_message({"user": self.user, "database": self.database, **settings})
-        if isinstance(self._credential, ScramKeysCredential):
+        if not _asyncpg_can_use(self._credential):
             return await self.open_direct(startup)
         chunk = await self._chunk_with_room()
         chunk.used += 1

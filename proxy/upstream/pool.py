@@ -173,6 +173,8 @@ class BackendPool:
         self.reported = reported_settings(backend.greeting)
         backend.state = BackendState(self.reported, self.settings.max_prepared_bytes_backend)
         backend.start(self._ended)
+        backend.owner = self
+        backend.replay_early()
         self.give_back(backend)
 
     def _refuse_all(self, response: bytes) -> None:

@@ -190,6 +190,11 @@ class Conversation:
         """Bytes kept back until the message they begin is complete."""
         return len(self._held)
 
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the last answer ended outside a transaction and the client's last message was Terminate at most."""
+        return self.status == IDLE and not self._held and not self._streaming and (self.idle or self.terminated)
+
     def _may_stream(self, kind: int, length: int, data: bytes, pos: int) -> bool:
         """Whether a message that has only partly arrived may go on as it comes, unread."""
         return kind == COPY_DATA or length > (HOLD_LIMIT if self.guard is None else _GUARDED_LIMIT)

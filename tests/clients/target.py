@@ -26,14 +26,20 @@ class Target:
         if self.certificate_authority is not None:
             options = {"sslmode": "verify-full", "sslrootcert": str(self.certificate_authority)} | options
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
-        return f"{scheme}://{self.user}{secret}@{self.host}:{self.port}/{self.database}" + (f"?{query}" if query else "")
+        return f"{scheme}://{self.user}{secret}@{self.host}:{self.port}/{self.database}" + (
+            f"?{query}" if query else ""
+        )
 
     def environment(self, **more: str) -> dict[str, str]:
         """The process's environment with libpq's variables, and those of node-postgres, pointing here and no other PG* left."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         here = {"PGHOST": self.host, "PGPORT": str(self.port), "PGUSER": self.user, "PGDATABASE": self.database}
         if self.password:
             here["PGPASSWORD"] = self.password
         if self.certificate_authority is not None:
             here |= {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(self.certificate_authority)}
-        return inherited | here | more
+        return self.outside() | here | more
+
+    @staticmethod
+    def outside() -> dict[str, str]:
+        """The process's environment without libpq's variables, which point anywhere."""
+        return {name: value for name, value in os.environ.items() if not name.startswith("PG")}

@@ -60,7 +60,9 @@ async def test_values_come_back(connection: Any) -> None:
 async def test_types_of_the_database_itself(connection: Any) -> None:
     """asyncpg introspects what it does not know with queries of its own."""
     await connection.execute("create type colour as enum ('red', 'green'); create type pair as (a int, b text)")
-    await connection.execute("create domain positive as int check (value > 0); create table typed (c colour, p pair[], d positive)")
+    await connection.execute(
+        "create domain positive as int check (value > 0); create table typed (c colour, p pair[], d positive)"
+    )
     await connection.execute("insert into typed values ($1, $2, $3)", "green", [(1, "x"), (2, None)], 5)
     row = await connection.fetchrow("select * from typed")
     assert (row["c"], [tuple(pair) for pair in row["p"]], row["d"]) == ("green", [(1, "x"), (2, None)], 5)
@@ -71,7 +73,9 @@ async def test_types_of_the_database_itself(connection: Any) -> None:
 
 
 async def test_several_statements_in_one_message(connection: Any) -> None:
-    status = await connection.execute("create temp table t (a int); insert into t values (1), (2); update t set a = a + 1")
+    status = await connection.execute(
+        "create temp table t (a int); insert into t values (1), (2); update t set a = a + 1"
+    )
     assert status == "UPDATE 2"
     assert await connection.fetchval("select sum(a) from t") == 5
 
@@ -224,7 +228,10 @@ async def test_cancels_in_a_row_hit_nothing_else(connection: Any) -> None:
     for number in range(10):
         with pytest.raises(asyncio.TimeoutError):
             await connection.fetch("select pg_sleep(60)", timeout=0.02)
-        assert await connection.fetchval("select $1::int + count(*) from generate_series(1, 20000)", number) == number + 20000
+        assert (
+            await connection.fetchval("select $1::int + count(*) from generate_series(1, 20000)", number)
+            == number + 20000
+        )
 
 
 async def test_its_own_pool(target: Target) -> None:
@@ -292,7 +299,12 @@ async def test_big_values(connection: Any) -> None:
 
 async def test_tls_and_scram(secure_target: Target) -> None:
     context = ssl.create_default_context(cafile=str(secure_target.certificate_authority))
-    address = {"host": secure_target.host, "port": secure_target.port, "database": secure_target.database, "ssl": context}
+    address = {
+        "host": secure_target.host,
+        "port": secure_target.port,
+        "database": secure_target.database,
+        "ssl": context,
+    }
     connection = await asyncpg.connect(user=secure_target.user, password=secure_target.password, **address)
     assert await connection.fetchval("select current_user") == secure_target.user
     assert await connection.fetchval("select $1::text", "x" * 2_000_000) == "x" * 2_000_000
@@ -300,6 +312,8 @@ async def test_tls_and_scram(secure_target: Target) -> None:
     with pytest.raises(asyncpg.InvalidPasswordError, match="password authentication failed for user"):
         await asyncpg.connect(user=secure_target.user, password="wrong", **address)
     for direct in (True, False):
-        more = await asyncpg.connect(user=secure_target.user, password=secure_target.password, direct_tls=direct, **address)
+        more = await asyncpg.connect(
+            user=secure_target.user, password=secure_target.password, direct_tls=direct, **address
+        )
         assert await more.fetchval("select 1") == 1
         await more.close()

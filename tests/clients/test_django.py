@@ -40,7 +40,9 @@ def shell(target: Target, code: str, **environment: str) -> str:
     """What ``code``, run with the models at hand, printed."""
     script = f"import django; django.setup()\nfrom {SITE}.shop.models import Customer, Order\n{code}"
     settings = {"DJANGO_SETTINGS_MODULE": f"{SITE}.settings"}
-    return output([sys.executable, "-W", "error", "-c", script], target.environment(**settings, **environment), cwd=ROOT)
+    return output(
+        [sys.executable, "-W", "error", "-c", script], target.environment(**settings, **environment), cwd=ROOT
+    )
 
 
 def databases(postgres: Postgres, target: Target) -> list[str]:

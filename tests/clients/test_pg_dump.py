@@ -52,7 +52,7 @@ FINGERPRINT = """
 
 @pytest.fixture(scope="session")
 def client_version(postgres: Postgres) -> str:
-    return output([postgres.bin("pg_dump"), "--version"], {}).split()[2]
+    return output([postgres.bin("pg_dump"), "--version"], Target.outside()).split()[2]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def empty(target: Target, postgres: Postgres) -> Iterator[Target]:
 
 def plain_dump(postgres: Postgres, database: str) -> str:
     """The whole database as text, taken straight from the server; the lines that are random by design are left out."""
-    text = output([postgres.bin("pg_dump"), "-d", postgres.dsn(database=database)], {})
+    text = output([postgres.bin("pg_dump"), "-d", postgres.dsn(database=database)], Target.outside())
     return "\n".join(line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
@@ -104,7 +104,9 @@ def test_text_through_psql(filled: Target, empty: Target, postgres: Postgres) ->
 
 def test_the_text_is_the_one_taken_directly(filled: Target, postgres: Postgres) -> None:
     through = output([postgres.bin("pg_dump"), "--restrict-key=same"], filled.environment())
-    direct = output([postgres.bin("pg_dump"), "--restrict-key=same", "-d", postgres.dsn(database=filled.database)], {})
+    direct = output(
+        [postgres.bin("pg_dump"), "--restrict-key=same", "-d", postgres.dsn(database=filled.database)], Target.outside()
+    )
     assert through == direct
 
 

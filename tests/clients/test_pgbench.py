@@ -19,7 +19,7 @@ PROTOCOLS = ["simple", "extended", "prepared"]
 
 @pytest.fixture(scope="session")
 def client_version(postgres: Postgres) -> str:
-    return output([postgres.bin("pgbench"), "--version"], {}).split()[2]
+    return output([postgres.bin("pgbench"), "--version"], Target.outside()).split()[2]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,9 @@ def test_pipelines_of_a_script(filled: Target, postgres: Postgres, protocol: str
 def test_several_statements_in_one_line(filled: Target, postgres: Postgres, tmp_path: Path) -> None:
     postgres.sql("create table combined (a int)", filled.database)
     script = tmp_path / "combined.sql"
-    script.write_text("insert into combined values (1)\\; insert into combined values (2)\\; select count(*) from combined;\n")
+    script.write_text(
+        "insert into combined values (1)\\; insert into combined values (2)\\; select count(*) from combined;\n"
+    )
     bench(postgres, filled, "-f", script, "-c", "3", "-t", "20")
     assert postgres.sql("select count(*), sum(a) from combined", filled.database) == "120|180"
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.client("psql")
 
 @pytest.fixture(scope="session")
 def client_version(postgres: Postgres) -> str:
-    return output([postgres.bin("psql"), "--version"], {}).split()[2]
+    return output([postgres.bin("psql"), "--version"], Target.outside()).split()[2]
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def psql(postgres: Postgres) -> list[str | Path]:
 
 
 def test_several_statements_in_one_message(psql: list[str | Path], target: Target) -> None:
-    text = "create temp table t (a int); insert into t select generate_series(1, 3); select sum(a) from t; select 'ende'"
+    text = (
+        "create temp table t (a int); insert into t select generate_series(1, 3); select sum(a) from t; select 'ende'"
+    )
     assert output([*psql, "-c", text], target.environment()) == "6\nende\n"
 
 
@@ -157,7 +159,9 @@ def test_transactions_savepoints_and_single_transaction(psql: list[str | Path], 
 
 
 def test_settings_of_the_session_and_of_its_start(psql: list[str | Path], target: Target) -> None:
-    environment = target.environment(PGOPTIONS="-c work_mem=7MB -c search_path=pg_temp,public", PGTZ="Asia/Tokyo", PGAPPNAME="matrix")
+    environment = target.environment(
+        PGOPTIONS="-c work_mem=7MB -c search_path=pg_temp,public", PGTZ="Asia/Tokyo", PGAPPNAME="matrix"
+    )
     script = """
         show work_mem; show search_path; show timezone; show application_name;
         set work_mem = '9MB';
@@ -210,9 +214,7 @@ def test_variables_of_the_server(psql: list[str | Path], target: Target, postgre
     assert output(psql, target.environment(), stdin=script) == expected
 
 
-def test_ctrl_c_cancels_the_query(
-    psql: list[str | Path], target: Target, postgres: Postgres
-) -> None:
+def test_ctrl_c_cancels_the_query(psql: list[str | Path], target: Target, postgres: Postgres) -> None:
     script = "select 'started';\nselect pg_sleep(60) /* to be cancelled */;\nselect 'never';\n"
     with subprocess.Popen(
         [*map(str, psql), "-v", "ON_ERROR_STOP=0"],
@@ -230,7 +232,9 @@ def test_ctrl_c_cancels_the_query(
         printed, complaint = process.communicate(timeout=20)
     assert "ERROR:  canceling statement due to user request" in complaint
     assert printed == "started\n"
-    remaining = postgres.sql(f"select count(*) from pg_stat_activity where datname = '{target.database}' and state = 'active'")
+    remaining = postgres.sql(
+        f"select count(*) from pg_stat_activity where datname = '{target.database}' and state = 'active'"
+    )
     assert remaining == "0"
 
 

@@ -63,7 +63,9 @@ def test_values_come_back(connection: Connection, binary: bool) -> None:
         row = cursor.execute(sql.SQL("select {}").format(marks), VALUES).fetchone()
         assert row is not None
         assert list(row) == VALUES
-        assert cursor.execute("select %s", [Jsonb({"a": [1, None, "\u00e4"]})]).fetchone() == ({"a": [1, None, "\u00e4"]},)
+        assert cursor.execute("select %s", [Jsonb({"a": [1, None, "\u00e4"]})]).fetchone() == (
+            {"a": [1, None, "\u00e4"]},
+        )
         assert cursor.execute("select %s::text[]", [["a", 'b"c', None]]).fetchone() == (["a", 'b"c', None],)
 
 
@@ -107,7 +109,9 @@ def test_errors_carry_every_field(connection: Connection) -> None:
     diagnostics = caught.value.diag
     assert (diagnostics.severity, diagnostics.sqlstate, diagnostics.statement_position) == ("ERROR", "42703", "12")
     with pytest.raises(errors.RaiseException) as raised:
-        connection.execute("do $$ begin raise 'no' using detail = 'why', hint = 'try', column = 'c', table = 't'; end $$")
+        connection.execute(
+            "do $$ begin raise 'no' using detail = 'why', hint = 'try', column = 'c', table = 't'; end $$"
+        )
     fields = raised.value.diag
     assert (fields.message_primary, fields.message_detail, fields.message_hint) == ("no", "why", "try")
     assert (fields.column_name, fields.table_name) == ("c", "t")

@@ -37,7 +37,9 @@ async def test_many_connections_at_once_mix_nothing_up(target: Target) -> None:
             await connection.execute(f"set work_mem = '{1000 + number}kB'")
             await connection.commit()
             for step in range(15):
-                cursor = await connection.execute("select %s::int, %s::int, current_setting('work_mem')", [number, step])
+                cursor = await connection.execute(
+                    "select %s::int, %s::int, current_setting('work_mem')", [number, step]
+                )
                 assert await cursor.fetchone() == (number, step, f"{1000 + number}kB")
                 if step % 3:
                     await connection.commit()

@@ -106,7 +106,9 @@ def test_isolation_levels(engine: sa.Engine, level: Any) -> None:
 
 
 def test_insert_of_many_values(engine: sa.Engine) -> None:
-    table = sa.Table("inserted", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.Text))
+    table = sa.Table(
+        "inserted", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.Text)
+    )
     table.create(engine)
     with engine.begin() as connection:
         rows = [{"name": f"n{number}"} for number in range(3000)]
@@ -137,7 +139,9 @@ def test_reflection(engine: sa.Engine, session: orm.Session) -> None:
         "details": "JSONB",
     }
     keys = inspector.get_foreign_keys("shop_orders")
-    assert [(key["constrained_columns"], key["referred_table"]) for key in keys] == [(["customer_id"], "shop_customers")]
+    assert [(key["constrained_columns"], key["referred_table"]) for key in keys] == [
+        (["customer_id"], "shop_customers")
+    ]
     reflected = sa.Table("shop_orders", sa.MetaData(), autoload_with=engine)
     assert [index.name for index in reflected.indexes] == ["ix_shop_orders_placed"]
 
@@ -158,7 +162,9 @@ def test_orm_round_trip(session: orm.Session) -> None:
 
 def test_orm_joins_and_aggregates(session: orm.Session) -> None:
     for number in range(10):
-        orders = [Order(placed=datetime.datetime.now(datetime.UTC), amount=Decimal(number), details={}) for _ in range(number)]
+        orders = [
+            Order(placed=datetime.datetime.now(datetime.UTC), amount=Decimal(number), details={}) for _ in range(number)
+        ]
         session.add(Customer(name=f"c{number}", orders=orders))
     session.flush()
     total = sa.func.coalesce(sa.func.sum(Order.amount), 0).label("total")

@@ -32,9 +32,7 @@ def run(
     )
 
 
-def output(
-    command: list[str | Path], environment: dict[str, str], *, stdin: str = "", cwd: Path | None = None
-) -> str:
+def output(command: list[str | Path], environment: dict[str, str], *, stdin: str = "", cwd: Path | None = None) -> str:
     """Run and return what the program printed; any other exit code than 0 fails the test with both outputs."""
     done = run(command, environment, stdin=stdin, cwd=cwd)
     assert done.returncode == 0, f"{command[0]} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"

@@ -21,7 +21,6 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import eventually, wait_until
 
 StartProxy = Callable[..., Proxy]
-NOT_COUNTERS = ("_current", "_waiting", "_ready", "_responding", "_configured", "_bytes", "_created", "draining")
 
 
 async def connect(target: Proxy) -> asyncpg.Connection:
@@ -33,7 +32,7 @@ def counters(target: Proxy) -> dict[str, float]:
     return {
         name: value
         for name, value in target.metrics().items()
-        if name.startswith("pilotwire_") and name.endswith(("_total", "_count", "_sum")) or "_total{" in name
+        if (name.startswith("pilotwire_") and name.endswith(("_total", "_count", "_sum"))) or "_total{" in name
     }
 
 
@@ -67,8 +66,7 @@ async def test_a_killed_worker_is_started_again_and_no_counter_falls(proxy: Star
         before = await asyncio.to_thread(counters, target)
         victim = (await asyncio.to_thread(target.workers))[0]
         os.kill(victim, signal.SIGKILL)
-        name = "pilotwire_worker_restarts_total"
-        await eventually(lambda wanted=round_ + 1: target.metrics()[name] >= wanted)
+        await eventually(lambda wanted=round_ + 1: target.metrics()["pilotwire_worker_restarts_total"] >= wanted)
         await eventually(lambda: target.metrics()["pilotwire_workers_ready"] == 2)
         assert_none_fell(before, await asyncio.to_thread(counters, target))
         assert victim not in target.workers()
@@ -248,29 +246,42 @@ async def test_a_unix_socket_replaces_a_stale_one_and_goes_at_the_end(proxy: Sta
     assert not path.exists()
 
 
-async def test_sockets_given_by_systemd_are_served(postgres: Postgres, tmp_path: Path) -> None:
+def test_sockets_given_by_systemd_are_served(postgres: Postgres) -> None:
     with socket.create_server(("127.0.0.1", 0)) as given:
-        port = given.getsockname()[1]
-        command = [*_command(postgres.dsn()), "--listen", "127.0.0.1:1", "--auth", "trust"]
-
+        address = given.getsockname()
         # What systemd does: the socket becomes descriptor 3, and the variables name the process that gets it.
         script = "import os,sys; os.environ['LISTEN_PID']=str(os.getpid()); os.execv(sys.argv[1], sys.argv[1:])"
-        launcher = [sys.executable, "-c", script, *command]
-        shell = f'exec "$@" 3<&{given.fileno()}'
+        command = [
+            sys.executable,
+            "-c",
+            script,
+            *_command(postgres.dsn()),
+            "--listen",
+            "127.0.0.1:1",
+            "--auth",
+            "trust",
+        ]
         process = subprocess.Popen(
-            ["bash", "-c", shell, "bash", *launcher],
+            ["bash", "-c", f'exec "$@" 3<&{given.fileno()}', "bash", *command],
             env={**os.environ, "LISTEN_FDS": "1"},
             pass_fds=[given.fileno()],
             stderr=subprocess.PIPE,
         )
-        try:
-            dsn = f"postgresql://{postgres.user}@127.0.0.1:{port}/postgres"
-            connection = await asyncpg.connect(dsn, timeout=30)
-            assert await connection.fetchval("select 1") == 1
-            await connection.close()
-        finally:
-            process.terminate()
-            await asyncio.to_thread(process.communicate, timeout=20)
+    try:
+
+        async def ask() -> object:
+            connection = await asyncpg.connect(
+                host=address[0], port=address[1], user=postgres.user, database="postgres", timeout=30
+            )
+            try:
+                return await connection.fetchval("select 1")
+            finally:
+                await connection.close()
+
+        assert asyncio.run(ask()) == 1
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
     assert process.returncode == 0
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -176,8 +177,6 @@ def read_all(sock: socket.socket, until: bytes = b"") -> bytes:
 def ask(sock: socket.socket, data: bytes, until: bytes = READY) -> bytes:
     """Sends ``data`` and reads the answer; closes."""
     with sock:
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sock.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
         return read_all(sock, until)

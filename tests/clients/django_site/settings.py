@@ -8,7 +8,12 @@ from typing import Any
 SECRET_KEY = "only for tests"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.postgres", "tests.clients.django_site.shop"]
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "django.contrib.postgres",
+    "tests.clients.django_site.shop",
+]
 
 OPTIONS: dict[str, Any] = {}
 if os.environ.get("SHOP_POOL"):

@@ -166,7 +166,7 @@ const checks = {
       { application_name: 'matrix', options: '-c work_mem=5MB', lock_timeout: 1234 }
     ),
 
-  // Queries sent without waiting for one another; node-postgres queues them, or with its pipeline option sends them at once.
+  // Queries sent without waiting for one another; with this option node-postgres sends them at once.
   pipelined: () =>
     connected(
       async (client) => {
@@ -176,7 +176,7 @@ const checks = {
         const numbers = (await Promise.all(queries)).map((result) => result.rows[0].n)
         return { numbers, broken: await broken, after: (await Promise.all(after)).map((result) => result.rows[0].n) }
       },
-      { pipelineMode: true, pipeline: true }
+      { pipeline: true }
     ),
 
   secure: () =>

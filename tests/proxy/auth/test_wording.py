@@ -39,6 +39,8 @@ PLAIN = [
     Script("length says none", initial(b"n,,", length=-1)),
     Script("empty", initial(b"")),
     Script("too long", first("n,,n=,r=" + "x" * 1100)),
+    Script("as long as may be", first("n,,n=,r=" + " " * (1020 - 8 - 18))),
+    Script("one byte too long", first("n,,n=,r=" + " " * (1021 - 8 - 18))),
     Script("final too long", final=lambda honest: b"c=biws,r=" + b"x" * 1100),
     Script("zero byte", initial(b"n,,\0")),
     Script("unknown flag", first("z,,")),

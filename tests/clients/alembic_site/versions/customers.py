@@ -13,7 +13,9 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("name", sa.String, nullable=False, unique=True),
     )
-    op.bulk_insert(sa.table("shop_customers", sa.column("name", sa.String)), [{"name": f"customer {n}"} for n in range(50)])
+    op.bulk_insert(
+        sa.table("shop_customers", sa.column("name", sa.String)), [{"name": f"customer {n}"} for n in range(50)]
+    )
 
 
 def downgrade() -> None:

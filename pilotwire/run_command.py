@@ -1,0 +1,239 @@
+"""``pilotwire run`` (and `make run`): the whole thing on one machine, to be tried with nothing set up before.
+
+An embedded PostgreSQL is started, then the real command ``pilotwire serve`` as a child in front of it. What a run left
+behind that was killed is ended by the next one. ``--once`` asks a few queries through the proxy instead of waiting, and
+fails when an answer is not what it must be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import psutil
+import typer
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from pilotwire.embedded import HOST, EmbeddedServer
+from pilotwire.errors import StartError
+from pilotwire.run_proof import prove
+
+DEFAULT_PORT = 6432
+DEFAULT_ADMIN_PORT = 9432
+READY_TIMEOUT = 30.0
+DRAIN_SECONDS = 5
+STOP_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One running proxy with the server behind it."""
+
+    server: EmbeddedServer
+    process: subprocess.Popen[bytes]
+    port: int
+    admin_port: int
+
+    @property
+    def dsn(self) -> str:
+        return f"postgresql://postgres@{HOST}:{self.port}/postgres"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://{HOST}:{self.admin_port}"
+
+
+def run(
+    once: Annotated[bool, typer.Option("--once", help="Ask a few queries through the proxy, then stop.")] = False,
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Where the embedded server and the log live.", file_okay=False)
+    ] = Path(".pilotwire"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the proxy; a free one when taken.")] = 6432,
+    admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the admin server; likewise.")] = 9432,
+) -> int:
+    """Try it: an embedded PostgreSQL with the proxy in front of it, until Ctrl-C."""
+    console = Console(highlight=False, soft_wrap=True)
+    directory = directory.absolute()
+    with _only_one(directory), _stopping_on_signals() as stopped:
+        server = EmbeddedServer(directory / "pg")
+        try:
+            with console.status("starting PostgreSQL") as status:
+                server.start(lambda step: status.update(f"{step} ..."))
+            console.print(f"PostgreSQL {server.version} answers on {HOST}:{server.port}")
+            console.print("pg_hint_plan is loaded" if server.hint_plan.available else server.hint_plan.reason)
+            with _proxy(server, directory, port, admin_port, quiet=once) as trial:
+                _wait_ready(trial, directory, console)
+                if once:
+                    prove(trial.dsn, trial.admin_url, server, console)
+                    return 0
+                _tell(trial, console)
+                return _serve(trial, stopped, console)
+        except KeyboardInterrupt:
+            console.print("stopped")
+            return 0
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / "run.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StartError(f"another run is using {directory}: stop it, or choose another directory with --dir") from None
+    except PermissionError:
+        raise StartError(f"{directory} cannot be written by this user: choose another directory with --dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Stopped:
+    """How often we were asked to stop. The first time interrupts whatever is going on, later ones are counted."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.times += 1
+        if self.times == 1:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _stopping_on_signals() -> Iterator[_Stopped]:
+    """SIGTERM and the terminal's hang-up stop us as Ctrl-C does."""
+    stopped = _Stopped()
+    before = {number: signal.signal(number, stopped) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _proxy(server: EmbeddedServer, directory: Path, port: int, admin_port: int, *, quiet: bool) -> Iterator[Trial]:
+    """`pilotwire serve` as a child; ended, gently first, when the block is left."""
+    pid_file = directory / "proxy.pid"
+    _end_leftover(pid_file)
+    port, admin_port = _free(port), _free(admin_port)
+    command = [
+        "serve", "--upstream", server.dsn(), "--listen", f"{HOST}:{port}", "--admin", f"{HOST}:{admin_port}",
+        "--drain-timeout", str(DRAIN_SECONDS),
+    ]  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((directory / "proxy.log").open("wb")) if quiet else None
+        # A process group of its own: Ctrl-C reaches us alone, and we stop first the proxy and then the server.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pilotwire", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+        )
+        pid_file.write_text(f"{process.pid}\n")
+        try:
+            yield Trial(server, process, port, admin_port)
+        finally:
+            _end(process)
+            pid_file.unlink(missing_ok=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT
+    asked = 0
+    while process.poll() is None and time.monotonic() < deadline:
+        if asked == 0 or (asked == 1 and time.monotonic() > deadline - STOP_TIMEOUT + DRAIN_SECONDS):
+            process.terminate()
+            asked += 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _end_leftover(pid_file: Path) -> None:
+    """End the proxy of a run that was killed; its pid may be somebody else's by now."""
+    try:
+        left = psutil.Process(int(pid_file.read_text()))
+        if left.cmdline()[1:4] == ["-m", "pilotwire", "serve"]:
+            below = left.children(recursive=True)
+            for process in (left, *below):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs([left, *below], timeout=5)
+    except (OSError, ValueError, psutil.Error):
+        return
+
+
+def _free(wanted: int) -> int:
+    """`wanted`, or a free port when somebody has it."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise StartError("no port is free on this machine")
+
+
+def _wait_ready(trial: Trial, directory: Path, console: Console) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT
+    with console.status("starting the proxy"):
+        while not _answers(f"{trial.admin_url}/readyz"):
+            if trial.process.poll() is not None:
+                raise StartError(f"the proxy ended with code {trial.process.returncode}{_last_words(directory)}")
+            if time.monotonic() > deadline:
+                raise StartError(f"the proxy was not ready after {READY_TIMEOUT:.0f} s{_last_words(directory)}")
+            time.sleep(0.05)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - always http to loopback
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _last_words(directory: Path) -> str:
+    log = directory / "proxy.log"
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return f" ({lines[-1]})" if lines else ""
+
+
+def _tell(trial: Trial, console: Console) -> None:
+    console.print(f"the proxy answers on {HOST}:{trial.port}; try it:\n")
+    program = os.path.relpath(trial.server.binary("psql"))
+    console.print(f"  [bold]{shlex.quote(program)} {trial.dsn}[/bold]")
+    console.print(f"\nadmin: {trial.admin_url}/metrics\nCtrl-C stops both.\n")
+
+
+def _serve(trial: Trial, stopped: _Stopped, console: Console) -> int:
+    try:
+        code = trial.process.wait()
+    except KeyboardInterrupt:
+        console.print(f"\nstopping (connected clients have {DRAIN_SECONDS} s)")
+        return 0
+    if stopped.times:
+        return 0
+    raise StartError(f"the proxy ended by itself with code {code}")

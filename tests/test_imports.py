@@ -1,0 +1,113 @@
+"""The shape of the house: imports run down only, the protocol does no I/O, every module says what it is for."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pilotwire", "proxy", "training", "planner", "model_runtime")
+MAY_IMPORT = {
+    "pilotwire": {"pilotwire", "proxy", "training", "planner", "model_runtime"},
+    "proxy": {"proxy", "planner.messages"},
+    "training": {"training", "planner", "model_runtime"},
+    "planner": {"planner", "model_runtime"},
+    "model_runtime": {"model_runtime"},
+}
+WITHOUT_IO = (
+    "proxy/wire",
+    "planner/graph.py",
+    "planner/subplans.py",
+    "planner/advice.py",
+    "planner/features",
+    "planner/dialects",
+)
+IO = {
+    "aiohttp", "asyncio", "asyncpg", "httpx", "multiprocessing", "requests", "select", "selectors", "signal", "socket",
+    "socketserver", "sqlalchemy", "ssl", "subprocess", "threading", "urllib", "uvloop",
+}  # fmt: skip
+HEAVY = {"pglast", "onnxruntime"}
+"""What a wire worker must never load: a crash or a long computation there must not touch a connection."""
+MODULES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+TESTS = sorted(file for folder in ("tests", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
+LINES, FUNCTION_LINES = 600, 80
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Every module that `file` imports, anywhere in it, by its full dotted name."""
+    package = file.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*above, *([node.module] if node.module else [])))
+            # ``from planner import messages`` names a module too; for a name that is none the longer path harms nobody.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def label(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def within(module: str, allowed: set[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in allowed)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=label)
+def test_imports_run_down_only(file: Path) -> None:
+    own = file.relative_to(ROOT).parts[0]
+    ours = [module for module in imports(file) if module.split(".")[0] in PACKAGES]
+    wrong = sorted({module for module in ours if not within(module, MAY_IMPORT[own])})
+    assert not wrong, f"{label(file)} imports {', '.join(wrong)}; {own} may import {sorted(MAY_IMPORT[own])}"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=label)
+def test_the_protocol_and_the_planners_core_do_no_io(file: Path) -> None:
+    if not label(file).startswith(WITHOUT_IO):
+        return
+    wrong = sorted({module for module in imports(file) if module.split(".")[0] in IO})
+    assert not wrong, f"{label(file)} imports {', '.join(wrong)}, and does no I/O by design"
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    assert not any(isinstance(call.func, ast.Name) and call.func.id == "open" for call in calls)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=label)
+def test_wire_workers_never_load_parsers_or_models(file: Path) -> None:
+    if label(file).startswith("proxy/"):
+        assert not {module.split(".")[0] for module in imports(file)} & HEAVY
+
+
+@pytest.mark.parametrize("file", MODULES + TESTS, ids=label)
+def test_every_module_says_what_it_is_for(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    assert ast.get_docstring(tree), f"{label(file)} has no docstring"
+
+
+@pytest.mark.parametrize("file", MODULES + TESTS, ids=label)
+def test_modules_and_functions_stay_small(file: Path) -> None:
+    """A file one cannot read in one go, or a function one cannot see at once, hides its mistakes."""
+    text = file.read_text()
+    assert text.count("\n") <= LINES, f"{label(file)} has more than {LINES} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= FUNCTION_LINES, f"{label(file)}: {node.name} has {length} lines"
+
+
+def test_a_wrong_import_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks above see every spelling of an import."""
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / "proxy" / "wire" / "bad.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "from .. import settings\nfrom planner import graph\nimport asyncio\ndef f():\n    import pilotwire.cli\n"
+    )
+    assert sorted(imports(file)) == ["asyncio", "pilotwire.cli", "planner.graph", "proxy.settings"]
+    assert within("planner.messages", MAY_IMPORT["proxy"])
+    assert within("planner.messages.Hello", MAY_IMPORT["proxy"])
+    assert not within("planner.graph", MAY_IMPORT["proxy"])
