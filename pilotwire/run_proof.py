@@ -106,7 +106,7 @@ def prove(dsn: str, admin_url: str, server: EmbeddedServer, console: Console) ->
         lines = answer.read().decode().splitlines()
     console.print(f"\n{admin_url}/metrics")
     for line in lines:
-        if line.startswith(("pilotwire_clients_total", "pilotwire_statements_total", "pilotwire_transactions_total")):
+        if line.startswith(("pilotwire_clients_accepted_total", "pilotwire_statements_total", "pilotwire_transactions_total")):
             console.print(f"  {line}", markup=False, soft_wrap=True)
 
 

@@ -74,7 +74,7 @@ class ReusingSession(DedicatedSession):
         self._leaving = True
         backend, self.backend = self.backend, None
         if backend is not None:
-            backend.transport.resume_reading()
+            backend.read(wanted=True)
             known = not self._talk.owed and self._talk.at_boundary
             if known and not backend.cancelling and not self.context.draining:
                 self.context.spawn(self._recycle(backend))

@@ -126,11 +126,11 @@ class Session(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read: stop reading from the server."""
         if self.backend is not None:
-            self.backend.transport.pause_reading()
+            self.backend.read(wanted=False)
 
     def resume_writing(self) -> None:
-        if self.backend is not None and not self.backend.lost:
-            self.backend.transport.resume_reading()
+        if self.backend is not None:
+            self.backend.read(wanted=True)
 
     def server_writable(self, writable: bool) -> None:
         """The server does not read, or does again."""
@@ -250,7 +250,7 @@ class DedicatedSession(Session):
         backend, self.backend = self.backend, None
         if backend is not None:
             # A client that vanished is told to the server as it is: the connection ends without a Terminate.
-            backend.transport.resume_reading()
+            backend.read(wanted=True)
             backend.close(polite=self._talk.idle and not self._talk.terminated)
         self.context.ended(self, exc)
 
@@ -468,7 +468,7 @@ class PooledSession(Session):
         self._pending = self._talk.unlink()
         if not self.transport.is_closing():
             # A client that stopped reading has paused the backend; the next one must not inherit that.
-            backend.transport.resume_reading()
+            backend.read(wanted=True)
         self._pool.give_back(backend)
         if self._closing:
             self.finish(SHUTDOWN)
@@ -506,7 +506,7 @@ class PooledSession(Session):
         """A backend whose state is not known, or that is bound to this client, ends with it."""
         self.backend = None
         self._talk.unlink()
-        backend.transport.resume_reading()
+        backend.read(wanted=True)
         self._pool.retire(backend)
         if not self.transport.is_closing():
             self.finish(LOST)

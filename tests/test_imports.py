@@ -58,45 +58,50 @@ def within(module: str, allowed: set[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in allowed)
 
 
-@pytest.mark.parametrize("file", MODULES, ids=label)
-def test_imports_run_down_only(file: Path) -> None:
-    own = file.relative_to(ROOT).parts[0]
-    ours = [module for module in imports(file) if module.split(".")[0] in PACKAGES]
-    wrong = sorted({module for module in ours if not within(module, MAY_IMPORT[own])})
-    assert not wrong, f"{label(file)} imports {', '.join(wrong)}; {own} may import {sorted(MAY_IMPORT[own])}"
+def test_imports_run_down_only() -> None:
+    wrong = []
+    for file in MODULES:
+        own = file.relative_to(ROOT).parts[0]
+        ours = {module for module in imports(file) if module.split(".")[0] in PACKAGES}
+        wrong += [f"{label(file)}: {module}" for module in sorted(ours) if not within(module, MAY_IMPORT[own])]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("file", MODULES, ids=label)
-def test_the_protocol_and_the_planners_core_do_no_io(file: Path) -> None:
-    if not label(file).startswith(WITHOUT_IO):
-        return
-    wrong = sorted({module for module in imports(file) if module.split(".")[0] in IO})
-    assert not wrong, f"{label(file)} imports {', '.join(wrong)}, and does no I/O by design"
-    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
-    assert not any(isinstance(call.func, ast.Name) and call.func.id == "open" for call in calls)
+def test_the_protocol_and_the_planners_core_do_no_io() -> None:
+    wrong = []
+    for file in MODULES:
+        if not label(file).startswith(WITHOUT_IO):
+            continue
+        wrong += [f"{label(file)}: {module}" for module in imports(file) if module.split(".")[0] in IO]
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+                wrong.append(f"{label(file)}: open()")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("file", MODULES, ids=label)
-def test_wire_workers_never_load_parsers_or_models(file: Path) -> None:
-    if label(file).startswith("proxy/"):
-        assert not {module.split(".")[0] for module in imports(file)} & HEAVY
+def test_wire_workers_never_load_parsers_or_models() -> None:
+    files = [file for file in MODULES if label(file).startswith("proxy/")]
+    assert [label(file) for file in files if {module.split(".")[0] for module in imports(file)} & HEAVY] == []
 
 
-@pytest.mark.parametrize("file", MODULES + TESTS, ids=label)
-def test_every_module_says_what_it_is_for(file: Path) -> None:
-    tree = ast.parse(file.read_text())
-    assert ast.get_docstring(tree), f"{label(file)} has no docstring"
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [label(file) for file in MODULES if not ast.get_docstring(ast.parse(file.read_text()))]
+    assert silent == []
 
 
-@pytest.mark.parametrize("file", MODULES + TESTS, ids=label)
-def test_modules_and_functions_stay_small(file: Path) -> None:
+def test_modules_and_functions_stay_small() -> None:
     """A file one cannot read in one go, or a function one cannot see at once, hides its mistakes."""
-    text = file.read_text()
-    assert text.count("\n") <= LINES, f"{label(file)} has more than {LINES} lines"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= FUNCTION_LINES, f"{label(file)}: {node.name} has {length} lines"
+    large = []
+    for file in MODULES + TESTS:
+        text = file.read_text()
+        if (lines := text.count("\n")) > LINES:
+            large.append(f"{label(file)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > FUNCTION_LINES:
+                    large.append(f"{label(file)}: {node.name} has {length} lines")
+    assert large == []
 
 
 def test_a_wrong_import_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,15 @@ class Backend(asyncio.Protocol):
 
     # What its holder does with it.
 
+    def read(self, *, wanted: bool) -> None:
+        """Reads from the server, or leaves it waiting; nothing happens once the connection is ending."""
+        if self.lost or self.transport.is_closing():
+            return
+        if wanted:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
     def close(self, *, polite: bool) -> None:
         """Ends the connection; what was written goes out first, and when ``polite`` a Terminate behind it."""
         self.owner = None
