@@ -45,8 +45,8 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "pilotwire needs Python 3.11 or newer: install python3 3.11 (Debian 12 has it) and try again." >&2; exit 1; }
 	@tests/support/install_venv.sh $(PYTHON) $(VENV)
-	@echo "installing pilotwire into $(VENV)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "installing pilotwire into $(VENV) (a minute, once)"
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 clean:

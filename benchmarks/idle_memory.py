@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from benchmarks.client import Client
 from benchmarks.process_costs import settled_pss
+from benchmarks.processes import BenchmarkError
 from benchmarks.ratios import Verdict
 from benchmarks.targets import Bench, Target, Variant
 
@@ -75,11 +76,17 @@ def measure(bench: Bench, load: Load, progress: Callable[[str], None]) -> IdleMe
         started = settled_pss(workers)
         _open(bench, target).close()
         warm = settled_pss(workers)
+        clients = []
         for number in range(load.clients):
-            stack.callback(_open(bench, target).close)
+            clients.append(stack.enter_context(contextlib.closing(_open(bench, target))))
             if number % 100 == 0:
                 progress(f"idle clients of {target.name}: {number}/{load.clients}")
-        return IdleMemory(target.name, load.clients, started, warm, settled_pss(workers), load.limit)
+        loaded = settled_pss(workers)
+        for client in clients:  # a figure counts only if all of them were there all the time
+            client.query("SELECT 1")
+        if target.workers() != workers:
+            raise BenchmarkError(f"A worker of {target.name} was replaced during the measurement.")
+        return IdleMemory(target.name, load.clients, started, warm, loaded, load.limit)
 
 
 def verdicts(found: list[IdleMemory]) -> list[Verdict]:

@@ -98,13 +98,18 @@ class Bench:
     report: Callable[[str], None]
     python: str = field(default=sys.executable)
 
-    @property
-    def certificate(self) -> Path:
-        return self.work / "server.crt"
+    def private(self, name: str, kind: Kind) -> Path:
+        """A file that only the account of that proxy may read: each refuses secrets that belong to somebody else."""
+        return self.work / f"{kind}-{name}"
 
-    @property
-    def key(self) -> Path:
-        return self.work / "server.key"
+    def give(self, name: str, content: bytes) -> None:
+        """Write a secret once for each proxy."""
+        for kind, account in (("pilotwire", None), ("pgbouncer", self.account)):
+            path = self.work / f"{kind}-{name}"
+            path.touch(mode=0o600)
+            path.write_bytes(content)
+            if account is not None:
+                shutil.chown(path, account.uid, account.gid)
 
     def client_tls(self) -> ssl.SSLContext:
         """A client's context that checks nothing: verification is the client's cost."""
@@ -160,7 +165,7 @@ def pgbouncer_settings(variant: Variant, bench: Bench) -> dict[str, str | int]:
     clients = SESSION_CLIENTS if variant.pool_mode == "session" else TRANSACTION_CLIENTS
     settings: dict[str, str | int] = {
         "auth_type": "scram-sha-256" if variant.scram else "trust",
-        "auth_file": str(bench.work / "users.txt"),
+        "auth_file": str(bench.private("users.txt", "pgbouncer")),
         "pool_mode": variant.pool_mode,
         "default_pool_size": SESSION_CLIENTS if variant.pool_mode == "session" else POOL_SIZE,
         "max_client_conn": clients,
@@ -170,8 +175,8 @@ def pgbouncer_settings(variant: Variant, bench: Bench) -> dict[str, str | int]:
     if variant.tls:
         settings |= {
             "client_tls_sslmode": "require",
-            "client_tls_cert_file": str(bench.certificate),
-            "client_tls_key_file": str(bench.key),
+            "client_tls_cert_file": str(bench.private("server.crt", "pgbouncer")),
+            "client_tls_key_file": str(bench.private("server.key", "pgbouncer")),
         }
     return settings
 
@@ -184,7 +189,7 @@ def pilotwire_settings(variant: Variant, bench: Bench) -> dict[str, str]:
         "PILOTWIRE_DRAIN_TIMEOUT": "1",
     }
     if variant.scram:
-        settings["PILOTWIRE_USERS_FILE"] = str(bench.work / "users.txt")
+        settings["PILOTWIRE_USERS_FILE"] = str(bench.private("users.txt", "pilotwire"))
     if variant.pool_mode == "transaction":
         settings |= {"PILOTWIRE_POOL_SIZE": str(POOL_SIZE), "PILOTWIRE_POOL_OVERFLOW": "0"}
     else:
@@ -192,8 +197,8 @@ def pilotwire_settings(variant: Variant, bench: Bench) -> dict[str, str]:
     if variant.tls:
         settings |= {
             "PILOTWIRE_CLIENT_TLS_MODE": "require",
-            "PILOTWIRE_CLIENT_TLS_CERT": str(bench.certificate),
-            "PILOTWIRE_CLIENT_TLS_KEY": str(bench.key),
+            "PILOTWIRE_CLIENT_TLS_CERT": str(bench.private("server.crt", "pilotwire")),
+            "PILOTWIRE_CLIENT_TLS_KEY": str(bench.private("server.key", "pilotwire")),
         }
     return settings
 
@@ -212,7 +217,7 @@ def prepared_bench(
         server.start(report)
         bench = Bench(server, work, found, account, report)
         _write_certificate(bench)
-        _write(work / "users.txt", f'"postgres" ""\n"{SCRAM_USER}" "{SCRAM_PASSWORD}"\n'.encode(), account)
+        bench.give("users.txt", f'"postgres" ""\n"{SCRAM_USER}" "{SCRAM_PASSWORD}"\n'.encode())
         server.run(
             "psql", "-XAtq", "-d", server.dsn(), "-c",
             f"CREATE ROLE {SCRAM_USER} LOGIN PASSWORD '{SCRAM_PASSWORD}';"
@@ -222,14 +227,6 @@ def prepared_bench(
     finally:
         server.stop()
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes, account: Account | None) -> None:
-    """Write a secret so that only we and `account` can read it."""
-    path.touch(mode=0o600)
-    path.write_bytes(content)
-    if account is not None:
-        shutil.chown(path, account.uid, account.gid)
 
 
 def _write_certificate(bench: Bench) -> None:
@@ -248,8 +245,8 @@ def _write_certificate(bench: Bench) -> None:
         .sign(key, hashes.SHA256())
     )
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _write(bench.key, pem, bench.account)
-    _write(bench.certificate, certificate.public_bytes(serialization.Encoding.PEM), bench.account)
+    bench.give("server.key", pem)
+    bench.give("server.crt", certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _command_line(pid: int) -> str:

@@ -206,8 +206,10 @@ class ControlSocket:
             if socket.send_fds(link, [data], [entry.sock.fileno() for _, entry in sockets]) != len(data):
                 raise OSError("the message did not fit")
         except OSError as error:
-            self._refused(str(error))
             link.close()
+            # Somebody who only tried whether we are there has hung up already.
+            if not isinstance(error, ConnectionError):
+                self._refused(str(error))
             return
         self._connected(link)
 

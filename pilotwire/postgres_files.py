@@ -129,21 +129,29 @@ def find_installation(account: Account | None) -> Installation:
 
 
 def _public_copy(source: Path, version: str) -> Path:
-    """A copy of `source` below `PUBLIC_STATE`, readable by everyone, made once for each version of the wheel."""
+    """A copy of `source` below `PUBLIC_STATE`, readable by everyone, made once for each version of the wheel.
+
+    The programs look for their libraries by a path relative to themselves, in the folder that the wheel puts beside the
+    package; so the copy has the same shape.
+    """
     target = PUBLIC_STATE / f"postgresql-{version}"
     PUBLIC_STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
     with FileLock(PUBLIC_STATE / "copy.lock", timeout=300):
+        copied = target / source.parent.name / source.name
         if target.exists():
-            return target
+            return copied
         unfinished = target.with_name(target.name + ".new")
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished, symlinks=True)
+        shutil.copytree(source, unfinished / source.parent.name / source.name, symlinks=True)
+        libraries = source.parent.with_name(f"{source.parent.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
         for place, _, names in os.walk(unfinished):
             _let_all_read(Path(place))
             for name in names:
                 _let_all_read(Path(place, name))
         unfinished.rename(target)
-    return target
+    return copied
 
 
 def _let_all_read(path: Path) -> None:

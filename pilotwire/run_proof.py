@@ -16,6 +16,7 @@ from pilotwire.embedded import EmbeddedServer
 from pilotwire.errors import StartError
 
 ROWS = 10_000
+COUNTERS = ("pilotwire_clients_accepted_total", "pilotwire_statements_total", "pilotwire_transactions_total")
 HINTED = "/*+ MergeJoin(a b) */ EXPLAIN (COSTS OFF) SELECT count(*) FROM pilot a JOIN pilot b USING (word)"
 
 Step = tuple[str, Callable[[asyncpg.Connection], Awaitable[str]], str]
@@ -106,7 +107,7 @@ def prove(dsn: str, admin_url: str, server: EmbeddedServer, console: Console) ->
         lines = answer.read().decode().splitlines()
     console.print(f"\n{admin_url}/metrics")
     for line in lines:
-        if line.startswith(("pilotwire_clients_accepted_total", "pilotwire_statements_total", "pilotwire_transactions_total")):
+        if line.startswith(COUNTERS):
             console.print(f"  {line}", markup=False, soft_wrap=True)
 
 

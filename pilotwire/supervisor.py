@@ -112,6 +112,9 @@ class Supervisor:
             return 0
         finally:
             await self._close()
+            # The loop restores the default handlers when it closes; a late second SIGTERM must not turn a drain in
+            # order into a death by signal. The process is about to end.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         return 0
 
     async def _start(self) -> None:
@@ -388,7 +391,7 @@ class Supervisor:
                 self._begin_drain()
                 self._spawn(self._push_totals(self._successor))
                 if self._admin is not None:
-                    self._spawn(self._admin.stop())
+                    self._admin.retire()
             case "cancel":
                 await self._route_cancel(int(message["pid"]), str(message["secret"]), (self._predecessor,))
             case "close_idle":

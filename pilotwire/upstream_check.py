@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import time
 from typing import Final
@@ -22,6 +23,9 @@ FRESH_SECONDS: Final = 2.0
 """How long an answer of ``Reachability`` is good for; a scraper or a load balancer asks about that often."""
 
 
+_CHECK: Final = "check host and port, and that the server runs"
+
+
 async def check_upstream(settings: ProxySettings) -> None:
     """Logs in as the DSN's user when we hold what that needs, else only connects.
 
@@ -35,7 +39,7 @@ async def check_upstream(settings: ProxySettings) -> None:
         raise StartError(str(error)) from None
     if settings.auth_method == "relay" or (password is None and settings.auth_method != "trust"):
         if await _first_reachable(dsn.hosts, settings.connect_timeout) is None:
-            raise StartError(f"cannot reach the upstream {dsn.text()}: check host and port, and that the server runs")
+            raise StartError(f"cannot reach the upstream {dsn.text()}: {_CHECK}")
         return
     tls = TlsContexts(settings)
     try:
@@ -57,9 +61,23 @@ async def check_upstream(settings: ProxySettings) -> None:
             f"cannot reach the upstream {dsn.text()} within {settings.connect_timeout:g} s: check host and port"
         ) from None
     except (OSError, asyncpg.InterfaceError) as error:
-        raise StartError(f"cannot reach the upstream {dsn.text()}: {error}") from None
+        raise StartError(f"cannot reach the upstream {dsn.text()}: {_reason(error)}") from None
     with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         await connection.close(timeout=REACH_SECONDS)
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case ConnectionRefusedError():
+            return f"the connection was refused; {_CHECK}"
+        case FileNotFoundError():
+            return f"no socket is there; {_CHECK}"
+        case socket.gaierror():
+            return f"the host's name is not known ({error.strerror}); check its spelling and the name server"
+        case OSError() if error.strerror:
+            return f"{error.strerror}; {_CHECK}"
+        case _:
+            return f"{str(error) or type(error).__name__}; {_CHECK}"
 
 
 def _ssl_argument(tls: TlsContexts, hosts: tuple[Host, ...]) -> ssl.SSLContext | str | bool:

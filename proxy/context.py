@@ -107,7 +107,7 @@ class WorkerContext:
             session = ReusingSession(self, login, transport, self._pool(login), pending)
         else:
             session = DedicatedSession(self, login, transport, pending)
-        self.sessions.add(session)
+        self._count_in(session)
         if self.settings.log_connections:
             self.log.event("login", user=login.user, database=login.database, peer=login.peer, tls=login.tls)
         session.start()
@@ -115,8 +115,13 @@ class WorkerContext:
     def start_relay(self, login: Login, transport: asyncio.Transport, raw_startup: bytes, pending: bytes) -> None:
         """A client that will log in with the server itself."""
         session = RelaySession(self, login, transport, raw_startup, pending)
-        self.sessions.add(session)
+        self._count_in(session)
         session.start()
+
+    def _count_in(self, session: Session | RelaySession) -> None:
+        self.sessions.add(session)
+        self.counters.clients_total += 1
+        self.counters.clients_current += 1
 
     def conversation(self, login: Login) -> Conversation:
         talk = Conversation(self.steering) if login.replication is None else RelayedTalk(self.steering)

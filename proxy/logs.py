@@ -17,6 +17,7 @@ import os
 import queue
 import re
 import select
+import signal
 import threading
 import time
 from typing import Final, Literal
@@ -128,6 +129,8 @@ class Log:
         return text.encode("utf-8", "backslashreplace") + b"\n"
 
     def _write_lines(self) -> None:
+        # Signals are the main thread's: once that has blocked them, none may end the process by way of this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while (line := self._queue.get()) is not None:
             if not self._write(line):
                 self.dropped += 1

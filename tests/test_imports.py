@@ -85,8 +85,8 @@ def test_wire_workers_never_load_parsers_or_models() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    silent = [label(file) for file in MODULES if not ast.get_docstring(ast.parse(file.read_text()))]
-    assert silent == []
+    trees = {label(file): ast.parse(file.read_text()) for file in MODULES}
+    assert [name for name, tree in trees.items() if tree.body and not ast.get_docstring(tree)] == []
 
 
 def test_modules_and_functions_stay_small() -> None:

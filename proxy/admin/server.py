@@ -19,6 +19,7 @@ from fastapi import FastAPI
 MAX_CONNECTIONS: Final = 200
 """Requests served at one time; more get 503."""
 STOP_SECONDS: Final = 2.0
+RETIRE_SECONDS: Final = 1.0
 
 
 class _Embedded(uvicorn.Server):
@@ -63,11 +64,21 @@ class AdminServer:
         self._task = asyncio.create_task(self._server.serve(sockets=[self._sock.dup()]))
         await self._server.accepting.wait()
 
+    def retire(self) -> None:
+        """Leaves new connections to the process that has the socket now, and ends those it has after a moment.
+
+        Not at once: a request may be on its way in them. Not never: a scraper keeps its connection, and would go on
+        reading the numbers of a process that does nothing any more.
+        """
+        for server in self._server.servers:
+            server.close()
+        asyncio.get_running_loop().call_later(RETIRE_SECONDS, setattr, self._server, "should_exit", True)
+
     async def stop(self) -> None:
         """Stops accepting, lets running requests end shortly, and returns."""
-        if self._task is None:
+        task, self._task = self._task, None
+        if task is None:
             return
         self._server.should_exit = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._task, STOP_SECONDS)
-        self._task = None
+            await asyncio.wait_for(task, STOP_SECONDS)

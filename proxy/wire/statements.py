@@ -18,7 +18,9 @@ TEMPORARY: Final = 8
 HOLD: Final = 16
 DATABASE: Final = 32  # creates, drops or alters a database
 BY_NAME: Final = 64  # DEALLOCATE or EXECUTE of a prepared statement
+UNLOCKS: Final = 128  # releases advisory locks
 
+_SETS = re.compile(rb"\b(?:re)?set\b")
 _ADVISORY = re.compile(rb"pg_(?:try_)?advisory_lock")
 _TEMPORARY = re.compile(rb"\b(?:pg_temp|temp\b|temporary\b)")
 _HOLD = re.compile(rb"\bwith\s+hold\b")
@@ -33,11 +35,15 @@ def classify(text: bytes) -> int:
     lower = text.lower()
     flags = 0
     if b"set" in lower:
-        flags |= SETS
-        if b"set_config" in lower:
-            flags |= SET_CONFIG
-    if b"advisory" in lower and _ADVISORY.search(lower):
-        flags |= ADVISORY
+        if b"set_config" in lower or (b"pg_settings" in lower and b"update" in lower):
+            flags |= SETS | SET_CONFIG
+        elif _SETS.search(lower):
+            flags |= SETS
+    if b"advisory" in lower:
+        if _ADVISORY.search(lower):
+            flags |= ADVISORY
+        if b"pg_advisory_unlock" in lower:
+            flags |= UNLOCKS
     if b"temp" in lower and _TEMPORARY.search(lower):
         flags |= TEMPORARY
     if b"hold" in lower and _HOLD.search(lower):
@@ -50,13 +56,15 @@ def classify(text: bytes) -> int:
 
 
 _NAME = rb'(?:"(?:[^"]|"")+"|[a-z_\x80-\xff][\w$\x80-\xff]*)'
+# A SET or RESET that begins a statement, in SQL or in a procedural language: the SET of an UPDATE is none.
 _SET = re.compile(
-    rb"\b(?P<verb>re)?set\s+(?:session\s+(?!authorization|characteristics)|(?P<local>local\s+))?"
+    rb"(?:\A|;|\b(?:begin|then|else|loop)\b)\s*"
+    rb"(?P<verb>re)?set\s+(?:session\s+(?!authorization|characteristics)|(?P<local>local\s+))?"
     rb"(?P<name>time\s+zone|session\s+authorization|session\s+characteristics|"
     + _NAME
     + rb"(?:\s*\.\s*"
     + _NAME
-    + rb")*)"
+    + rb")*)(?P<default>\s*(?:=|to\b)\s*default\b)?"
 )
 _SET_CONFIG = re.compile(rb"\bset_config\s*\(\s*'(?P<name>[^'\\]+)'")
 _COMMENT = re.compile(rb"--[^\n\r]*|/\*.*?\*/", re.DOTALL)
@@ -67,7 +75,6 @@ _SPOKEN: Final[dict[bytes, tuple[bytes, ...]]] = {
     b"xml": (b"xmloption",),
     b"transaction": (),
     b"constraints": (),
-    b"local": (),
     b"session characteristics": (
         b"default_transaction_isolation",
         b"default_transaction_read_only",
@@ -76,33 +83,59 @@ _SPOKEN: Final[dict[bytes, tuple[bytes, ...]]] = {
 }
 # Settings whose effect cannot be carried to another backend by setting them there.
 UNTRACKABLE: Final = frozenset({b"session authorization", b"session_authorization", b"seed"})
+# Settings of the transaction that is running: gone with it.
+_PASSING: Final = frozenset({b"transaction_isolation", b"transaction_read_only", b"transaction_deferrable"})
 
 
-def settings_named(text: bytes) -> tuple[set[bytes], bool, bool]:
-    """The settings that SET, RESET and set_config in a text may change for the session.
+class NamedSettings:
+    """What `settings_named` finds: the names that may change for the session, those among them that go back to their
+    defaults, whether RESET ALL is there (``everything``), whether a set_config hides its setting's name (``opaque``),
+    and how many SET and RESET statements there are, those without effect on the session included."""
 
-    Returns (names, everything, opaque): ``everything`` when RESET ALL is among them, ``opaque`` when there is a
-    set_config whose setting the text does not name. Words that only look like settings may be among the names.
-    """
-    plain = _COMMENT.sub(b" ", text).lower()
-    names: set[bytes] = set()
-    everything = False
-    for match in _SET.finditer(plain):
-        if match["local"]:
-            continue
-        name = b" ".join(match["name"].split())
-        if match["verb"] and name == b"all":
-            everything = True
-        elif name in _SPOKEN:
-            names.update(_SPOKEN[name])
-        else:
-            names.add(b"".join(part.strip().strip(b'"') for part in _dotted(name)))
-    opaque = False
-    if b"set_config" in plain:
-        literal = [match["name"] for match in _SET_CONFIG.finditer(plain)]
-        names.update(literal)
-        opaque = plain.count(b"set_config") > len(literal)
-    return names, everything, opaque
+    __slots__ = ("count", "everything", "names", "opaque", "to_default")
+
+    def __init__(self) -> None:
+        self.names: set[bytes] = set()
+        self.to_default: set[bytes] = set()
+        self.everything = False
+        self.opaque = False
+        self.count = 0
+
+
+def settings_named(text: bytes) -> NamedSettings:
+    """The settings that SET, RESET and set_config in a text may change for the session. Words that only look like
+    settings may be among the names."""
+    found = NamedSettings()
+    lower = text.lower()
+    # What looks like a comment may stand in a string, so the text is searched with and without it.
+    for version in {lower, _COMMENT.sub(b" ", lower)}:
+        count = 0
+        for match in _SET.finditer(version):
+            count += 1
+            if not match["local"]:
+                _note(found, match)
+        found.count = max(found.count, count)
+        if b"set_config" in version:
+            literals = [match["name"] for match in _SET_CONFIG.finditer(version)]
+            found.names.update(literals)
+            found.opaque = found.opaque or version.count(b"set_config") > len(literals)
+    if b"pg_settings" in lower and b"update" in lower:
+        found.opaque = True
+    found.names -= _PASSING
+    return found
+
+
+def _note(found: NamedSettings, match: re.Match[bytes]) -> None:
+    name = b" ".join(match["name"].split())
+    if match["verb"] and name == b"all":
+        found.everything = True
+        return
+    names = _SPOKEN.get(name)
+    if names is None:
+        names = (b"".join(part.strip().strip(b'"') for part in _dotted(name)),)
+    found.names.update(names)
+    if match["verb"] or match["default"]:
+        found.to_default.update(names)
 
 
 def _dotted(name: bytes) -> list[bytes]:

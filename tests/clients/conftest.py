@@ -1,7 +1,7 @@
 """Fixtures of the client matrix: the mode a test runs in and the address its client connects to.
 
-Every test is run once per pool mode. PILOTWIRE_CLIENT_TARGETS=direct (or any list of direct, session, transaction) points the clients elsewhere:
-straight at the server, a failure is the test's own fault.
+Every test is run once per pool mode. PILOTWIRE_CLIENT_TARGETS=direct (or any list of direct, session, transaction)
+points the clients elsewhere: straight at the server, a failure is the test's own fault.
 """
 
 from __future__ import annotations

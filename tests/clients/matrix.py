@@ -1,11 +1,13 @@
 """The table of clients: a pytest plugin that counts each client's tests and writes docs/clients.md.
 
-A test belongs to a client by the marker ``client("<name>")`` and to a mode by the parameter of the fixture ``mode``. Both travel
-with the test's report as user properties, so the controller of a parallel run sees them like any other. The plugin must be loaded in the
-controller too, which imports no test folder's conftest: tests/conftest.py names it in ``pytest_plugins``.
+A test belongs to a client by the marker ``client("<name>")`` and to a mode by the parameter of the fixture ``mode``.
+Both travel with the test's report as user properties, so the controller of a parallel run sees them like any other. The
+plugin must be loaded in the controller too, which imports no subfolder's conftest: tests/conftest.py names it in
+``pytest_plugins``.
 
-The table is written, and an empty row turns the run red, only when all of tests/clients was selected: a run of one file or of one
-expression says nothing about the others. Whether it was is known where tests are collected, so workers tell the controller.
+The table is written, and an empty row turns the run red, only when all of tests/clients was selected: a run of one file
+or of one expression says nothing about the others. Whether it was is known where tests are collected, so workers tell
+the controller.
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ MODES = ("session", "transaction")
 INTRODUCTION = """\
 # Clients tried through the proxy
 
-Written by the test run (`make test`): each line is one client through one pool mode, against a real server, checked by its results.
-The tests are in `tests/clients/`.
+Written by the test run (`make test`): each line is one client through one pool mode, in front of a real server, judged
+by what came back. The tests are in `tests/clients/`; some of each client's run over TLS with SCRAM.
 """
 
 
 @dataclass
 class Matrix:
-    """What the run knows so far: per (client, mode) the tests run and passed, and whether everything was selected."""
+    """What the run knows so far: tests run and passed per (client, mode), and whether everything was selected."""
 
     run: Counter[tuple[str, str]] = field(default_factory=Counter)
     passed: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -55,7 +57,7 @@ class Matrix:
     complaints: list[str] = field(default_factory=list)
 
     def add(self, report: pytest.TestReport) -> None:
-        """Count one report; a test counts once, as passed only when set-up, call and teardown all passed."""
+        """Count one report; a test is one, and passed only when set-up, call and teardown all passed."""
         properties = dict(report.user_properties)
         client, mode = properties.get("client"), properties.get("mode")
         if not isinstance(client, str) or not isinstance(mode, str):

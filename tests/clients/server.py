@@ -7,7 +7,7 @@ from tests.support.postgres import Postgres
 
 
 def wait_until_running(postgres: Postgres, target: Target, text: str) -> None:
-    """Wait, on the server's side, until a query containing ``text`` sleeps in the target's database; fails after 20 seconds."""
+    """Wait, on the server's side, until a query with ``text`` sleeps in the target's database; 20 seconds at most."""
     script = f"""
         do $$ begin
             for n in 1..2000 loop

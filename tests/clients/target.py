@@ -21,7 +21,7 @@ class Target:
     certificate_authority: Path | None = None
 
     def dsn(self, scheme: str = "postgresql", **options: str) -> str:
-        """``scheme://user:password@host:port/database?options``, with full verification of TLS where the target has a certificate."""
+        """``scheme://user:password@host:port/database?options``; with a certificate, TLS and its full verification."""
         secret = f":{quote(self.password, safe='')}" if self.password else ""
         if self.certificate_authority is not None:
             options = {"sslmode": "verify-full", "sslrootcert": str(self.certificate_authority)} | options
@@ -31,7 +31,7 @@ class Target:
         )
 
     def environment(self, **more: str) -> dict[str, str]:
-        """The process's environment with libpq's variables, and those of node-postgres, pointing here and no other PG* left."""
+        """The process's environment with libpq's variables, which node-postgres reads too, pointing here."""
         here = {"PGHOST": self.host, "PGPORT": str(self.port), "PGUSER": self.user, "PGDATABASE": self.database}
         if self.password:
             here["PGPASSWORD"] = self.password

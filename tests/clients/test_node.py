@@ -1,4 +1,4 @@
-"""node-postgres with its cursor, query-stream and copy-streams companions; each check is a function of node/checks.js."""
+"""node-postgres with its companions for cursors, streams and copy; each check is a function of node/checks.js."""
 
 from __future__ import annotations
 

@@ -30,12 +30,14 @@ SCHEMA = """
     create table shop.blobs (id int primary key, content bytea);
     comment on table shop.orders is 'it''s what "they" ordered; \u00e4\u4e16';
     insert into shop.customers (name, mood, tags, extra)
-        select 'name ' || n || E'\\t\\n\\\\', (array['sad', 'ok', 'happy'])[n % 3 + 1]::shop.mood, array['a', null, n::text],
-               jsonb_build_object('n', n)
+        select 'name ' || n || E'\\t\\n\\\\', (array['sad', 'ok', 'happy'])[n % 3 + 1]::shop.mood,
+               array['a', null, n::text], jsonb_build_object('n', n)
         from generate_series(1, 500) n;
     insert into shop.orders (customer, placed, amount)
-        select n % 500 + 1, timestamptz '2024-02-29 12:00+00' + n * interval '1 minute', n / 7.0 from generate_series(1, 20000) n;
-    insert into shop.blobs select n, decode(repeat(lpad(to_hex(n), 2, '0'), 30000), 'hex') from generate_series(0, 40) n;
+        select n % 500 + 1, timestamptz '2024-02-29 12:00+00' + n * interval '1 minute', n / 7.0
+        from generate_series(1, 20000) n;
+    insert into shop.blobs
+        select n, decode(repeat(lpad(to_hex(n), 2, '0'), 30000), 'hex') from generate_series(0, 40) n;
     select lo_from_bytea(4242, 'a large object'::bytea);
 """
 
@@ -123,7 +125,16 @@ def test_create_the_database_too(filled: Target, postgres: Postgres, tmp_path: P
     output([postgres.bin("pg_dump"), "-Fc", "-f", dump], filled.environment())
     before = plain_dump(postgres, filled.database)
     elsewhere = replace(filled, database="postgres")
-    command = [postgres.bin("pg_restore"), "-C", "-c", "--if-exists", "--exit-on-error", "-d", "postgres", dump]
+    command: list[str | Path] = [
+        postgres.bin("pg_restore"),
+        "-C",
+        "-c",
+        "--if-exists",
+        "--exit-on-error",
+        "-d",
+        "postgres",
+        dump,
+    ]
     output(command, elsewhere.environment())
     assert plain_dump(postgres, filled.database) == before
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,9 @@ def client_version(postgres: Postgres) -> str:
 
 
 @pytest.fixture(scope="module")
-def filled(target: Target, postgres: Postgres) -> Iterator[Target]:
+def filled(target: Target, postgres: Postgres) -> Target:
     output([postgres.bin("pgbench"), "-i", "-s", "2", "-q"], target.environment())
-    yield target
+    return target
 
 
 def bench(postgres: Postgres, target: Target, *options: str | Path) -> str:

@@ -175,7 +175,8 @@ def test_settings_of_the_session_and_of_its_start(psql: list[str | Path], target
 
 
 def test_another_encoding(psql: list[str | Path], target: Target) -> None:
-    script = "show client_encoding; select chr(228); \\encoding\nset client_encoding = 'UTF8';\nselect chr(228); \\encoding\n"
+    show = "select chr(228);\n\\encoding\n"
+    script = f"show client_encoding;\n{show}set client_encoding = 'UTF8';\n{show}"
     done = subprocess.run(
         [str(part) for part in psql],
         env=target.environment(PGCLIENTENCODING="LATIN1"),

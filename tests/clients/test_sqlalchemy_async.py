@@ -1,5 +1,8 @@
 """SQLAlchemy 2 over asyncpg: its prepared-statement cache, concurrent sessions, streams."""
 
+# Where an error comes up, at the statement or at the end of a block, is the driver's business: blocks may hold several.
+# ruff: noqa: PT012
+
 from __future__ import annotations
 
 import asyncio

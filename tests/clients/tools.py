@@ -10,7 +10,7 @@ TIMEOUT = 60.0
 
 
 def need(program: str, package: str) -> Path:
-    """The path of ``program``; a machine without it fails the test, since a client that was not tried proves nothing."""
+    """The path of ``program``; a machine without it fails the test: a client not tried proves nothing."""
     found = shutil.which(program)
     assert found is not None, f"The client tests need {program}: install the Debian package {package}."
     return Path(found)
@@ -19,7 +19,7 @@ def need(program: str, package: str) -> Path:
 def run(
     command: list[str | Path], environment: dict[str, str], *, stdin: str = "", cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end (at most a minute) and return exit code and both outputs; never raises for a failure of the program."""
+    """Run to the end (at most a minute) and return exit code and both outputs; a failing program is no exception."""
     return subprocess.run(
         [str(part) for part in command],
         env=environment,

@@ -28,10 +28,14 @@ SHOWN_LINES = 40
 
 
 def main(
-    suite: Annotated[list[str], Option(help=f"Only this suite, of {', '.join(SUITES)}; may be repeated.")] = [*SUITES],
-    mode: Annotated[list[str], Option(help="Only this pool mode; may be repeated.")] = [*MODES],
+    suite: Annotated[
+        list[str] | None, Option(help=f"Only this suite, of {', '.join(SUITES)}; may be repeated.")
+    ] = None,
+    mode: Annotated[list[str] | None, Option(help="Only this pool mode; may be repeated.")] = None,
     schedule: Annotated[Path | None, Option(exists=True, help="Another schedule for the regression suite.")] = None,
-    test: Annotated[list[str], Option(help="Only this regression test, after test_setup; may be repeated.")] = [],
+    test: Annotated[
+        list[str] | None, Option(help="Only this regression test after test_setup; may be repeated.")
+    ] = None,
     target: Annotated[str, Option(help="HOST:PORT of a proxy that runs already, instead of one of our own.")] = "",
     server_port: Annotated[int, Option(help="Port of our own server, for a target whose upstream that is.")] = 0,
     keep: Annotated[bool, Option("--keep", help="Keep every pass's outputs and logs, and say where.")] = False,
@@ -39,11 +43,11 @@ def main(
 ) -> None:
     """Compare PostgreSQL's and pgpool's protocol suites straight at the server and through the proxy."""
     for given, known, what in ((suite, SUITES, "suite"), (mode, MODES, "pool mode")):
-        if unknown := [it for it in given if it not in known]:
+        if unknown := [it for it in given or () if it not in known]:
             raise typer.BadParameter(f"there is no {what} {unknown[0]!r}, only {', '.join(known)}")
     plan = Plan(
-        suites=suite,
-        modes=[it for it in MODES if it in mode],
+        suites=suite or SUITES,
+        modes=[it for it in MODES if it in (mode or MODES)],
         schedule=schedule.absolute() if schedule else None,
         tests=list(dict.fromkeys(["test_setup", *test])) if test else [],
         target=_address(target) if target else None,

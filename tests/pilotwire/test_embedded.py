@@ -211,6 +211,10 @@ def test_root_keeps_home_directories_closed(monkeypatch: pytest.MonkeyPatch, run
     private = run_folder / "private-home"
     private.mkdir(mode=0o700)
     monkeypatch.setattr(embedded, "PUBLIC_STATE", run_folder / "public")
+    monkeypatch.setattr(postgres_files, "PUBLIC_STATE", run_folder / "public")
+    if os.geteuid() == 0:  # as if the wheel lay in the private place too
+        wheel = postgres_files.find_installation(None).root
+        monkeypatch.setattr(postgres_files, "HOMES", (wheel.parent,))
     (run_folder / "public").mkdir(mode=0o755)
     server = EmbeddedServer(private / "project" / ".pilotwire", config=QUICK, initdb_options=["--no-sync"])
     server.start()
@@ -220,6 +224,7 @@ def test_root_keeps_home_directories_closed(monkeypatch: pytest.MonkeyPatch, run
             assert server.base.is_relative_to(private)
             return
         assert server.base.is_relative_to(run_folder / "public")
+        assert server.installation.root.is_relative_to(run_folder / "public")
         assert server.pid is not None
         assert pwd.getpwuid(psutil.Process(server.pid).uids().real).pw_name == postgres_files.ACCOUNT
         assert json.loads((server.directory / "embedded.json").read_text())["base"] == str(server.base)

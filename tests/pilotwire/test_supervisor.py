@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -42,6 +43,10 @@ def assert_none_fell(before: dict[str, float], after: dict[str, float]) -> None:
     assert not fallen
 
 
+def restarted(target: Proxy, times: int) -> bool:
+    return target.metrics()["pilotwire_worker_restarts_total"] >= times
+
+
 async def test_clients_are_served_and_counted(proxy: StartProxy) -> None:
     target = proxy(workers=2)
     connection = await connect(target)
@@ -66,7 +71,7 @@ async def test_a_killed_worker_is_started_again_and_no_counter_falls(proxy: Star
         before = await asyncio.to_thread(counters, target)
         victim = (await asyncio.to_thread(target.workers))[0]
         os.kill(victim, signal.SIGKILL)
-        await eventually(lambda wanted=round_ + 1: target.metrics()["pilotwire_worker_restarts_total"] >= wanted)
+        await eventually(partial(restarted, target, round_ + 1))
         await eventually(lambda: target.metrics()["pilotwire_workers_ready"] == 2)
         assert_none_fell(before, await asyncio.to_thread(counters, target))
         assert victim not in target.workers()
@@ -175,7 +180,12 @@ async def test_a_cancel_reaches_the_worker_that_its_key_names(proxy: StartProxy)
         # Each cancel request is a connection of its own and lands on any of the workers.
         sleeping = asyncio.create_task(connection.fetchval("select pg_sleep(60)"))
         await eventually(
-            lambda: target.postgres.sql("select count(*) from pg_stat_activity where query ~ 'sleep.60.$'") == "1"
+            lambda: (
+                target.postgres.sql(
+                    "select count(*) from pg_stat_activity where state = 'active' and query ~ 'sleep.60.$'"
+                )
+                == "1"
+            )
         )
         sleeping.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -205,14 +215,15 @@ def test_a_taken_port_is_one_line_and_exit_status_1(postgres: Postgres, tmp_path
     assert ended.returncode == 1
     assert "is taken" in ended.stderr
     assert taken in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    assert len(_errors(ended)) == 1
 
 
 def test_an_unreachable_upstream_is_one_line_and_exit_status_1() -> None:
     ended = _serve(f"postgresql://nobody@127.0.0.1:{free_port()}/db", "--listen", "127.0.0.1:0", "--auth", "trust")
     assert ended.returncode == 1
     assert "cannot reach the upstream" in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    assert "the connection was refused" in ended.stderr
+    assert len(_errors(ended)) == 1
 
 
 def test_an_upstream_that_refuses_the_login_is_one_line(postgres: Postgres) -> None:
@@ -220,7 +231,7 @@ def test_an_upstream_that_refuses_the_login_is_one_line(postgres: Postgres) -> N
     ended = _serve(dsn, "--listen", "127.0.0.1:0", "--auth", "trust")
     assert ended.returncode == 1
     assert "no_such_database" in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    assert len(_errors(ended)) == 1
 
 
 def test_ctrl_c_during_the_start_ends_quietly(postgres: Postgres) -> None:
@@ -298,6 +309,11 @@ def _runs(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _errors(ended: subprocess.CompletedProcess[str]) -> list[str]:
+    """What was said, without the warnings about settings that come before."""
+    return [line for line in ended.stderr.splitlines() if " WARNING " not in line]
 
 
 def _command(upstream: str) -> list[str]:

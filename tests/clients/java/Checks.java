@@ -132,7 +132,7 @@ public final class Checks {
                     }
                 }
             }
-            say(wrong, Integer.parseInt(one(c, "select count(*) from pg_prepared_statements")) <= 7);
+            say(wrong, one(c, "select count(*) from pg_prepared_statements"));
         }
     }
 
@@ -355,7 +355,7 @@ public final class Checks {
             say(one(c, "select length(repeat('x', 2000000))"));
         }
         say(stateOf(() -> connect("password", "wrong").close()));
-        say(stateOf(() -> connect("sslmode", "disable").close()));
+        say(stateOf(() -> DriverManager.getConnection(URL.replace("verify-full", "disable"), System.getenv("PGUSER"), System.getenv("PGPASSWORD")).close()));
     }
 
     public static void main(String[] arguments) throws Exception {

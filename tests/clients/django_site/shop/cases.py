@@ -1,4 +1,7 @@
-"""What Django's own test runner runs: each TestCase in a transaction, the TransactionTestCase truncates, threads connect anew."""
+"""For Django's test runner: each TestCase in a transaction; the TransactionTestCase truncates, its threads connect."""
+
+# unittest runs these, not pytest.
+# ruff: noqa: PT009, PT027
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def fill(customers: int, orders: int) -> None:
 
 class Queries(TestCase):  # type: ignore[misc]
     @classmethod
-    def setUpTestData(cls) -> None:  # noqa: N802 - the name is Django's
+    def setUpTestData(cls) -> None:
         fill(20, 15)
 
     def test_aggregates_and_windows(self) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import django.contrib.postgres.fields  # type: ignore[import-untyped]
-import django.db.models.deletion  # type: ignore[import-untyped]
+from django.contrib.postgres.fields import ArrayField  # type: ignore[import-untyped]
 from django.db import migrations, models  # type: ignore[import-untyped]
 
 
@@ -18,9 +17,7 @@ class Migration(migrations.Migration):  # type: ignore[misc]
                 ("name", models.CharField(max_length=100, unique=True)),
                 (
                     "tags",
-                    django.contrib.postgres.fields.ArrayField(
-                        base_field=models.CharField(max_length=20), default=list, size=None
-                    ),
+                    ArrayField(base_field=models.CharField(max_length=20), default=list, size=None),
                 ),
             ],
         ),
@@ -33,9 +30,7 @@ class Migration(migrations.Migration):  # type: ignore[misc]
                 ("details", models.JSONField(default=dict)),
                 (
                     "customer",
-                    models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="orders", to="shop.customer"
-                    ),
+                    models.ForeignKey(on_delete=models.CASCADE, related_name="orders", to="shop.customer"),
                 ),
             ],
         ),
