@@ -7,7 +7,6 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DIR ?= .pilotwire
 WORKERS ?= 2
-CHECKED := $(wildcard pilotwire proxy planner model_runtime training benchmarks tests)
 
 .PHONY: run test test-long bench conformance lint format install clean
 .DEFAULT_GOAL := run
@@ -29,7 +28,7 @@ conformance: install
 
 bench: install
 	@tests/support/install_tools.sh bench
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.wire $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from benchmarks.client import Client, message
 from benchmarks.process_costs import PeakMemory, cpu_between, cpu_seconds, settled_pss
+from benchmarks.processes import BenchmarkError
 from benchmarks.ratios import Verdict
 from benchmarks.targets import Bench, Target, Variant
 
@@ -22,6 +23,7 @@ WIDE = 8000
 NARROW = 80
 STALL_LIMIT = 8 * MIB
 STALL_BYTES = 5 * 1024 * MIB
+LEAST_TAKEN = 64 * 1024
 STALL_QUIET = 2.0
 """Seconds without progress after which a stream counts as stopped by back-pressure."""
 VARIANTS = (
@@ -121,6 +123,8 @@ def _unread_result(_: Bench, target: Target, client: Client) -> int:
         client.send(message(b"Q", rows_sql(STALL_BYTES, WIDE).encode() + b"\0"))
         time.sleep(STALL_QUIET)
         settled_pss(workers)
+    if not client.answered():
+        raise BenchmarkError(f"{target.name} sent nothing of a large result.")
     return memory.growth
 
 
@@ -130,8 +134,10 @@ def _unread_copy(bench: Bench, target: Target, client: Client) -> int:
         holder.query("BEGIN; LOCK TABLE bulk")
         client.send(message(b"Q", b"COPY bulk FROM STDIN WHERE false\0"))
         with PeakMemory(target.workers()) as memory:
-            client.fill(next(copy_chunks(MIB)), STALL_QUIET)
+            taken = client.fill(next(copy_chunks(MIB)), STALL_QUIET)
         holder.query("ROLLBACK")
+    if taken < LEAST_TAKEN:
+        raise BenchmarkError(f"{target.name} took {taken} bytes of a COPY, too few to tell anything.")
     return memory.growth
 
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import hmac
 import os
+import select
 import socket
 import ssl
 import struct
@@ -151,6 +152,10 @@ class Client:
             return taken
         finally:
             self._socket.settimeout(TIMEOUT)
+
+    def answered(self) -> bool:
+        """Whether something from the server waits to be read."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def _login(self, user: str, database: str, password: str) -> None:
         self._socket.sendall(startup(user, database))

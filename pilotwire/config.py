@@ -26,7 +26,7 @@ from proxy.settings import ListenerOptions, ProxySettings, docs
 PREFIX = "PILOTWIRE_"
 COMMAND_LINE, ENVIRONMENT, DEFAULT = "command line", "environment", "default"
 WORKED_OUT = "worked out from other settings"
-SECRETS = frozenset({"upstream_password"})
+SECRETS = frozenset({"admin_token", "upstream_password"})
 LISTS = frozenset({"listen", "read_only_users"})
 _NOT_SETTINGS = frozenset({"PILOTWIRE_CONFIG"})
 

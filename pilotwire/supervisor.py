@@ -86,6 +86,7 @@ class Supervisor:
         self._serving = False
         self._draining = asyncio.Event()
         self._ended = asyncio.Event()
+        self._borrowed = False
         self._released = False
         self._stop_signals = 0
         self._reloading = asyncio.Lock()
@@ -121,6 +122,7 @@ class Supervisor:
         settings = self._settings
         await check_upstream(settings)
         inherited = self._take_over() if self._takeover else None
+        self._borrowed = inherited is not None
         self._open_sockets(inherited)
         taken = inherited.worker_ids if inherited is not None else set()
         slots = [slot for slot in range(MAX_WORKER_ID + 1) if slot not in taken][: settings.workers]
@@ -136,6 +138,7 @@ class Supervisor:
             self._control.open(replace=inherited is not None)
         self._keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers.values()]
         self._serving = True
+        self._borrowed = False
         if inherited is not None:
             await self._release_predecessor()
         self._log.event(
@@ -165,21 +168,23 @@ class Supervisor:
         for sock in given.pop("admin", []):
             admin[str(settings.admin_address)] = Listening(str(settings.admin_address), sock)
         passed = [sock for group in given.values() for sock in group]
+        held = dict(inherited.listen) if inherited is not None else {}
         if passed:
             # The unit file says where to listen; the setting would only contradict it.
             self._listening = [Listening(socket_text(sock), sock, settings.read_only) for sock in passed]
         else:
-            held = dict(inherited.listen) if inherited is not None else {}
             self._listening = open_all(settings.addresses, settings.listen_backlog, held)
-            for unused in held.values():
-                self._log.event("listener_left", listen=unused.address, detail="no longer among the settings")
-                unused.close(keep_file=True)
+        for unused in held.values():
+            self._log.event("listener_left", listen=unused.address, detail="no longer among the settings")
+            unused.close(keep_file=True)
         if settings.admin_address is not None:
             if not settings.admin_address.is_local and not _admin_token(settings):
                 raise StartError(
                     f"admin: {settings.admin_address} can be reached from the network: set admin_token, or use loopback"
                 )
             (self._admin_listening,) = open_all([settings.admin_address], 128, admin, "admin")
+        for unused in admin.values():
+            unused.close(keep_file=True)
 
     async def _start_first_workers(self) -> None:
         starts = [worker.start(self._settings, self._listening) for worker in self._workers.values()]
@@ -334,8 +339,8 @@ class Supervisor:
 
     @property
     def _handed_over(self) -> bool:
-        """Whether a successor has our sockets, or is about to: their files are then not ours to remove."""
-        return self._released or self._successor is not None
+        """Whether another process serves our sockets too, or is about to: their files are then not ours to remove."""
+        return self._borrowed or self._released or self._successor is not None
 
     def _begin_drain(self) -> None:
         if self._draining.is_set():
@@ -499,5 +504,4 @@ def _how_ended(status: int) -> str:
 
 
 def _admin_token(settings: ProxySettings) -> str:
-    token = getattr(settings, "admin_token", None)
-    return "" if token is None else str(token.get_secret_value())
+    return "" if settings.admin_token is None else settings.admin_token.get_secret_value()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from proxy.auth import Authenticator
+from proxy.control import KEY_SERIAL_BITS, worker_of_key
 from proxy.login import Credential, Login
 from proxy.logs import Log
 from proxy.metrics import Counters
@@ -35,7 +36,6 @@ from proxy.wire.prepared import StatementRegistry
 NO_REPLICATION: Final = error_response("25006", "replication connections are refused where read_only is on")
 _SWEEP_SECONDS: Final = 1.0
 _OUR_KEY: Final = 0x4000_0000  # set in the process ids we make up; real ones are far below
-_SERIAL_BITS: Final = 22
 _MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently used unused ones go first
 _MAX_CANCELS: Final = 64  # cancel requests under way at once; nobody has logged in to send one
 
@@ -58,7 +58,7 @@ class WorkerContext:
         self.registry = StatementRegistry()
         self.sessions: set[Session | RelaySession] = set()
         self.draining = False
-        self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms > 0 else float("inf")
+        self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms >= 0 else float("inf")
         self.cancel_router: Callable[[int, bytes], Awaitable[None]] | None = None
         self.request_close_idle: Callable[[str], Awaitable[None]] | None = None
         self._openers: OrderedDict[tuple[str, str, Credential], Opener] = OrderedDict()
@@ -255,8 +255,8 @@ class WorkerContext:
     def new_key(self, *, long: bool) -> tuple[int, bytes]:
         """A cancel key of ours: the process id names this worker, the secret is random."""
         while True:
-            self._serial = (self._serial + 1) % (1 << _SERIAL_BITS)
-            pid = _OUR_KEY | self.worker_id << _SERIAL_BITS | self._serial
+            self._serial = (self._serial + 1) % (1 << KEY_SERIAL_BITS)
+            pid = _OUR_KEY | self.worker_id << KEY_SERIAL_BITS | self._serial
             if pid not in self._keys:
                 return pid, new_secret(long=long)
 
@@ -289,7 +289,7 @@ class WorkerContext:
             finally:
                 self.cancel_over(backend)
         elif pid & _OUR_KEY:
-            if (pid & ~_OUR_KEY) >> _SERIAL_BITS != self.worker_id and self.cancel_router is not None:
+            if worker_of_key(pid) != self.worker_id and self.cancel_router is not None:
                 await self.cancel_router(pid, secret)
             else:
                 self.counters.cancels_dropped += 1
@@ -351,7 +351,7 @@ class WorkerContext:
     async def reload(self, settings: ProxySettings) -> None:
         """Puts new settings in place; connections that exist keep what they were opened with."""
         self.settings = settings
-        self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms > 0 else float("inf")
+        self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms >= 0 else float("inf")
         self.tls.reload(settings)
         await self.authenticator.reload(settings)
         for pool in self._pools.values():

@@ -27,7 +27,7 @@ MAX_UNSENT: Final = 8 * 1024 * 1024
 MAX_REQUESTS: Final = 1000
 """Requests one side may have open."""
 
-_KEY_SERIAL_BITS: Final = 22
+KEY_SERIAL_BITS: Final = 22
 _LENGTH: Final = struct.Struct("!I")
 
 
@@ -37,7 +37,7 @@ class ControlLostError(Exception):
 
 def worker_of_key(pid: int) -> int:
     """The worker id in the process id of a cancel key of our own making (see ``WorkerContext.new_key``)."""
-    return pid >> _KEY_SERIAL_BITS & 0xFF
+    return pid >> KEY_SERIAL_BITS & 0xFF
 
 
 def encode(message: Message) -> bytes:

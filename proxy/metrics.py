@@ -68,7 +68,7 @@ def _gauge(attribute: str, text: str, name: str = "") -> Metric:
 
 
 WORKER_METRICS: Final[tuple[Metric, ...]] = (
-    _counter("clients_total", "Client connections that were accepted.", name="clients_accepted"),
+    _counter("clients_total", "Client connections that were let in.", name="clients_accepted"),
     _gauge("clients_current", "Client connections open now."),
     _counter("logins_failed", "Client logins that were refused."),
     _counter("tls_connections", "Client connections that were encrypted."),

@@ -17,8 +17,9 @@ from proxy.upstream.errors import UpstreamError
 from proxy.upstream.pool import BackendPool
 from proxy.wire.conversation import Conversation
 from proxy.wire.frames import HOLD_LIMIT, NOTICE, TERMINATE, ProtocolViolation
-from proxy.wire.messages import backend_key_data, error_response, parameter_status, ready_for_query
-from proxy.wire.pooled import PIN_NAMES, PooledConversation
+from proxy.wire.messages import backend_key_data, error_fields, error_response, parameter_status, ready_for_query
+from proxy.wire.pins import PIN_NAMES
+from proxy.wire.pooled import PooledConversation
 from proxy.wire.statements import databases_named
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ class RelayedTalk(Conversation):
 class PooledSession(Session):
     """A client that borrows a backend for each transaction."""
 
-    __slots__ = ("_greeted", "_pending", "_pool", "_talk", "_waiting")
+    __slots__ = ("_applying", "_greeted", "_pending", "_pool", "_talk", "_waiting")
 
     def __init__(
         self, context: WorkerContext, login: Login, transport: asyncio.Transport, pool: BackendPool, pending: bytes
@@ -287,6 +288,7 @@ class PooledSession(Session):
         self._pending = pending  # bytes of the client that wait for a backend, or for a cancel to be over
         self._waiting = False
         self._greeted = False
+        self._applying = False  # the client's settings are being put in place; its bytes wait until they are
 
     @property
     def talk(self) -> PooledConversation:
@@ -296,6 +298,9 @@ class PooledSession(Session):
         self.transport.set_protocol(self)
         if self._pool.greeting and self._pool.size:
             self._greet()
+            pending, self._pending = self._pending, b""
+            if pending:
+                self.data_received(pending)
         else:
             # The server's settings are not known yet, nor whether it would have this client at all.
             self._borrow()
@@ -335,7 +340,7 @@ class PooledSession(Session):
             self._pool.give_back(backend)
         else:
             self._link(backend)
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and not self._applying:
             self.transport.resume_reading()
         if self._greeted and self.backend is None and self._pending:
             pending, self._pending = self._pending, b""
@@ -352,12 +357,28 @@ class PooledSession(Session):
         first, tell = self._talk.link(backend.state)
         if tell:
             self.transport.write(tell)
-        pending, self._pending = self._pending, b""
-        if not first:
-            self._forward(backend, pending)
-        else:
+        if first:
+            self._applying = True
             backend.transport.write(first)
-            self._forward(backend, pending)
+            return
+        pending, self._pending = self._pending, b""
+        self._forward(backend, pending)
+
+    def _applied(self, backend: Backend) -> None:
+        """The client's settings are in place, or could not be put there."""
+        talk = self._talk
+        if talk.failed:
+            again = talk.retry()
+            if again:
+                backend.transport.write(again)
+                return
+            self._lose(backend, _not_applied(talk.failure))
+            return
+        self._applying = False
+        pending, self._pending = self._pending, b""
+        self._forward(backend, pending)
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         self.counters.bytes_from_client += len(data)
@@ -365,13 +386,12 @@ class PooledSession(Session):
         if backend is not None and not backend.cancelling and not self._pending:
             self._forward(backend, data)
             return
-        if self._pending:
-            data = self._pending + data
-        elif backend is None:
+        data = self._pending + data if self._pending else data
+        if backend is None and not self._waiting:
             data = self._talk.without_strays(data)
-            if not data:
-                return
         self._pending = data
+        if not data:
+            return
         if backend is not None or self._waiting or not self._greeted:
             self.transport.pause_reading()
         elif self._worth_a_backend(data):
@@ -399,11 +419,12 @@ class PooledSession(Session):
             self._since = time.monotonic()
         if talk.databases_text is not None:
             self._clear_databases(backend, out)
-        elif talk.terminated:
-            self._leave()
         elif out:
+            # A Terminate goes along: what stands before it is to be run, and the backend ends with its client.
             backend.transport.write(out)
-        if talk.new_pins:
+        if talk.terminated:
+            self._leave()
+        elif talk.new_pins:
             self._count_pins()
 
     def _clear_databases(self, backend: Backend, out: bytes) -> None:
@@ -447,6 +468,9 @@ class PooledSession(Session):
         talk = self._talk
         if backend.cancelling:
             return  # `after_cancel` comes back to this
+        if self._applying:
+            self._applied(backend)
+            return
         own = talk.settle()
         if own:
             backend.transport.write(own)
@@ -456,9 +480,7 @@ class PooledSession(Session):
         if talk.reprepared:
             self.counters.statements_reprepared += talk.reprepared
             talk.reprepared = 0
-        if talk.failed:
-            self._lose(backend)
-        elif talk.releasable:
+        if talk.releasable:
             self._release(backend)
         elif self._closing:
             self.finish(SHUTDOWN)
@@ -466,9 +488,8 @@ class PooledSession(Session):
     def _release(self, backend: Backend) -> None:
         self.backend = None
         self._pending = self._talk.unlink()
-        if not self.transport.is_closing():
-            # A client that stopped reading has paused the backend; the next one must not inherit that.
-            backend.read(wanted=True)
+        # A client that stopped reading has paused the backend; the next one must not inherit that.
+        backend.read(wanted=True)
         self._pool.give_back(backend)
         if self._closing:
             self.finish(SHUTDOWN)
@@ -477,10 +498,11 @@ class PooledSession(Session):
         """No cancel request is on its way to this backend any more: what was kept back goes on."""
         if self.backend is not backend:
             return
-        pending, self._pending = self._pending, b""
-        if pending:
-            self._forward(backend, pending)
-        if self._talk.idle:
+        if not self._applying:
+            pending, self._pending = self._pending, b""
+            if pending:
+                self._forward(backend, pending)
+        if self._talk.idle and self.backend is backend:
             self._transaction_over(backend)
         if not self.transport.is_closing():
             self.transport.resume_reading()
@@ -502,14 +524,16 @@ class PooledSession(Session):
             self._lose(backend)
         self.context.ended(self, exc)
 
-    def _lose(self, backend: Backend) -> None:
+    def _lose(self, backend: Backend, response: bytes = LOST) -> None:
         """A backend whose state is not known, or that is bound to this client, ends with it."""
         self.backend = None
+        # In the middle of anything, above all of a message, the server must see the connection end as it is.
+        polite = self._talk.idle
         self._talk.unlink()
         backend.read(wanted=True)
-        self._pool.retire(backend)
+        self._pool.retire(backend, polite=polite)
         if not self.transport.is_closing():
-            self.finish(LOST)
+            self.finish(response)
 
     def server_lost(self, backend: Backend, error: Exception | None) -> None:
         self.backend = None
@@ -521,3 +545,12 @@ class PooledSession(Session):
 def new_secret(*, long: bool) -> bytes:
     """A cancel key's secret: 4 bytes for protocol 3.0; 32, as the server's own, for 3.2."""
     return os.urandom(32 if long else 4)
+
+
+def _not_applied(failure: bytes) -> bytes:
+    """What a client is told whose settings the server refused on another connection than the one that took them."""
+    fields = error_fields(failure)
+    return error_response(
+        fields.get("C", "08006"),
+        f"pilotwire cannot put your session's settings in place on another server connection: {fields.get('M', '')}",
+    )

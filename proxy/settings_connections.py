@@ -136,7 +136,16 @@ class ConnectionSettings(BaseModel):
         description="Where /metrics, /healthz and /readyz are served; off switches it off.",
         unit="address",
         reason="A port of its own can be closed to clients and opened to the monitoring.",
-        warning="It asks for no password: keep it on loopback or behind a firewall.",
+        warning="An address that other machines reach is refused without admin_token.",
+        reload=False,
+    )
+    admin_token: SecretStr | None = option(
+        None,
+        group=LISTEN,
+        description="What a request to the admin address must carry as Authorization: Bearer TOKEN.",
+        unit="text",
+        reason="The metrics name users and databases; a token keeps them from whoever reaches the port.",
+        warning="Not accepted on the command line. It travels in clear: put TLS in front where others can listen.",
         reload=False,
     )
     control_socket: str = option(

@@ -36,6 +36,7 @@ class Backend(asyncio.Protocol):
         "address",
         "born",
         "cancelling",
+        "checked",
         "greeting",
         "how",
         "idle_since",
@@ -71,6 +72,7 @@ class Backend(asyncio.Protocol):
         self.owner: Owner | None = None
         self.born = now
         self.idle_since = now
+        self.checked = now
         self.cancelling = 0
         self.lost = False
         self._taken = taken
@@ -181,6 +183,9 @@ class _Alone:
             pos += 1 + length
             if kind == ERROR:
                 self._failed = True
+            elif kind == PARAMETER_STATUS and backend.state is not None:
+                raw = data[pos - 1 - length : pos]
+                backend.state.reported = {**backend.state.reported, **reported_settings([raw])}
             elif kind == READY and not self.done.done():
                 self.done.set_result(not self._failed and data[pos - 1] == IDLE)
         self._data = data[pos:]

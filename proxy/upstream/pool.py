@@ -55,6 +55,7 @@ class BackendPool:
         self._waiting: deque[tuple[Waiter, float]] = deque()
         self._all: set[Backend] = set()
         self._opening = 0
+        self._checking: set[Backend] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -80,7 +81,6 @@ class BackendPool:
     def take(self, session: Waiter) -> Backend | None:
         """A ready backend, or None: then the session has been queued, and is granted one or refused later."""
         if self._ready:
-            self._counters.pool_wait_seconds_count += 0
             return self._ready.pop()
         if len(self._waiting) >= self.settings.queue_limit:
             self._counters.queue_rejected += 1
@@ -105,7 +105,7 @@ class BackendPool:
         if backend.lost:
             return
         now = time.monotonic()
-        backend.idle_since = now
+        backend.idle_since = backend.checked = now
         if now - backend.born > self.settings.server_lifetime or (
             not self._waiting and self.size > self.settings.pool_size
         ):
@@ -115,10 +115,10 @@ class BackendPool:
         else:
             self._ready.append(backend)
 
-    def retire(self, backend: Backend) -> None:
-        """Ends a backend: too old, too many, or in a state that nobody knows."""
+    def retire(self, backend: Backend, *, polite: bool = True) -> None:
+        """Ends a backend: too old, too many, or in a state that nobody knows. ``polite`` only outside a message."""
         self._all.discard(backend)
-        backend.close(polite=True)
+        backend.close(polite=polite)
         if self._waiting:
             self._grow()
 
@@ -219,14 +219,16 @@ class BackendPool:
             self._counters.pool_wait_timeouts += 1
             session.refused(self._refusal(f"none came free in {now - since:.1f} s (queue_timeout)"))
         for backend in [*self._ready]:
+            # A check does not make it any less idle: both times are kept.
             idle = now - backend.idle_since
             if (idle > self.settings.server_idle_timeout and self.size > self.settings.pool_min) or (
                 now - backend.born > self.settings.server_lifetime
             ):
                 self._ready.remove(backend)
                 self.retire(backend)
-            elif idle > self.settings.server_check_delay:
+            elif now - backend.checked > self.settings.server_check_delay:
                 self._ready.remove(backend)
+                self._checking.add(backend)
                 task = asyncio.get_running_loop().create_task(self._check(backend))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -235,25 +237,33 @@ class BackendPool:
 
     async def _check(self, backend: Backend) -> None:
         """Proves an idle backend: DISCARD ALL, then back to asyncpg for a query of its own, then taken again."""
+        idle_since = backend.idle_since
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT):
                 if backend.state is None or not await run_alone(backend, "DISCARD ALL"):
                     raise ConnectionError("DISCARD ALL failed")
-                backend.state = BackendState(
-                    reported_settings(backend.greeting), self.settings.max_prepared_bytes_backend
-                )
+                backend.state = BackendState(backend.state.reported, self.settings.max_prepared_bytes_backend)
                 await backend.prove()
                 self._counters.handed_back += 1
         except (Exception, asyncio.CancelledError) as error:
-            self._log.event("backend_check_failed", level="warning", pool=repr(self), error=str(error))
+            if backend in self._checking:
+                self._log.event("backend_check_failed", level="warning", pool=repr(self), error=str(error))
             self._all.discard(backend)
             backend.abort()
             return
-        self.give_back(backend)
+        finally:
+            wanted = backend in self._checking
+            self._checking.discard(backend)
+        if wanted:
+            self.give_back(backend)
+            backend.idle_since = idle_since
+        else:
+            self.retire(backend)
 
     def close_idle(self) -> int:
         """Ends every idle backend, since somebody wants the database for himself; how many there were."""
-        idle, self._ready = self._ready, []
+        idle, self._ready = [*self._ready, *self._checking], []
+        self._checking.clear()
         for backend in idle:
             self.retire(backend)
         return len(idle)

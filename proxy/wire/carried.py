@@ -17,7 +17,11 @@ NAMES_LIMIT: Final = 500  # the server has at most 1664 columns in a result
 def capture_query(names: Iterable[bytes], pins: Iterable[int]) -> bytes:
     """Reads settings, each cut off behind the limit, and counts what still gives reason for pins."""
     columns = [
-        b"pg_catalog.left(pg_catalog.current_setting(" + literal(name) + b", true)," + str(VALUE_LIMIT + 1).encode() + b")"
+        b"pg_catalog.left(pg_catalog.current_setting("
+        + literal(name)
+        + b", true),"
+        + str(VALUE_LIMIT + 1).encode()
+        + b")"
         for name in names
     ]
     columns += [STILL_NEEDED[pin] for pin in pins]

@@ -40,6 +40,7 @@ from proxy.wire.frames import (
     HOLD_LIMIT,
     IDLE,
     NO_DATA,
+    NOTIFICATION,
     PARAMETER_STATUS,
     PARSE,
     PARSE_COMPLETE,
@@ -71,6 +72,20 @@ _REFUSAL: Final = error_response(
     hint="The proxy's read_only setting is on for this listener or user.",
 )
 _SET_CONFIG_OID: Final = (2078).to_bytes(4, "big")
+# By kind of a reply, the kind of the message that it ends; 0 for replies that end none.
+_ENDED_BY: Final = {
+    PARSE_COMPLETE: PARSE,
+    BIND_COMPLETE: BIND,
+    CLOSE_COMPLETE: CLOSE,
+    ROW_DESCRIPTION: DESCRIBE,
+    NO_DATA: DESCRIBE,
+    COMMAND_COMPLETE: EXECUTE,
+    EMPTY_QUERY: EXECUTE,
+    PORTAL_SUSPENDED: EXECUTE,
+}
+_ENDS: Final[tuple[int, ...]] = tuple(_ENDED_BY.get(kind, 0) for kind in range(256))
+# Replies that always mean more than the end of a message.
+ALWAYS_WATCHED: Final = frozenset({READY, ERROR, PARAMETER_STATUS, COPY_IN, COPY_BOTH})
 _CLOSING_REPLY: Final = frozenset({COMMAND_COMPLETE, EMPTY_QUERY, PORTAL_SUSPENDED})
 _READY_REPLY: Final = frozenset({QUERY, SYNC, FUNCTION_CALL})
 # The statements of one session that are remembered by name for steering, in bytes of their texts.
@@ -90,12 +105,14 @@ class Conversation:
     __slots__ = (
         "_copy_in",
         "_held",
+        "_names_pass",
         "_server_streaming",
         "_skipping",
         "_streaming",
         "_tail",
         "_texts",
         "_texts_size",
+        "_watched",
         "breached",
         "guard",
         "idle",
@@ -119,6 +136,8 @@ class Conversation:
         self.ready_count = 0
         self.left_alone = 0
         self.terminated = False
+        self._names_pass = True  # statement names go on as the client sent them
+        self._watched: frozenset[int] = ALWAYS_WATCHED
         self._held = b""  # the beginning of a client's message that is not complete yet
         self._streaming = 0  # bytes of a client's long message still to stream past
         self._tail = b""
@@ -152,6 +171,8 @@ class Conversation:
         emitted = 0
         pieces: list[bytes] | None = None
         owed = self.owed
+        names_pass = self._names_pass
+        guarded = self.guard is not None
         while size - pos >= 5:
             kind, length = _unpack(data, pos)
             if length < 4 or length > FRONTEND_LIMITS[kind]:
@@ -160,13 +181,16 @@ class Conversation:
             if end > size and not self._may_stream(kind, length, data, pos):
                 break
             self.idle = False
-            if kind == SYNC or kind == EXECUTE:
+            if kind == SYNC or kind == EXECUTE or (kind == DESCRIBE and names_pass):
                 if self._skipping or self._copy_in:
                     self._owe_after_trouble(kind)
                 else:
                     owed.append(kind)
             else:
-                edited = self._client_message(kind, data, pos, end if end <= size else size)
+                if guarded:
+                    edited = self._guarded_message(kind, data, pos, end if end <= size else size)
+                else:
+                    edited = self._client_message(kind, data, pos, end if end <= size else size)
                 if edited is not None:
                     if pieces is None:
                         pieces = []
@@ -201,11 +225,6 @@ class Conversation:
 
     def _client_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         """One message (or the beginning of one that streams past): what to send in its place, None for itself."""
-        if self.guard is not None and kind in (QUERY, PARSE, FUNCTION_CALL) and self._forbidden(kind, data, pos, end):
-            return self._refuse(kind, data, pos, end)
-        return self._permitted_message(kind, data, pos, end)
-
-    def _permitted_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         if kind == QUERY:
             self._owe(QUERY)
             return self._query(data, pos, end)
@@ -256,6 +275,11 @@ class Conversation:
     # The read-only guard. What it refuses is replaced by something that the server cannot accept either, so that the
     # error comes in its place in the order and leaves the transaction as an error does; then its text is replaced.
 
+    def _guarded_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
+        if kind in (QUERY, PARSE, FUNCTION_CALL) and self._forbidden(kind, data, pos, end):
+            return self._refuse(kind, data, pos, end)
+        return self._client_message(kind, data, pos, end)
+
     def _forbidden(self, kind: int, data: bytes, pos: int, end: int) -> bool:
         assert self.guard is not None
         if kind == FUNCTION_CALL:
@@ -274,7 +298,7 @@ class Conversation:
         else:
             kind = QUERY
             replaced = message(b"Q", _UNACCEPTABLE + b"\0")
-        edited = self._permitted_message(kind, replaced, 0, len(replaced))
+        edited = self._client_message(kind, replaced, 0, len(replaced))
         if len(self.owed) > owed:
             self.owed[-1] |= REFUSED
         return replaced if edited is None else edited
@@ -288,7 +312,7 @@ class Conversation:
 
     def _parse(self, data: bytes, pos: int, end: int) -> bytes | None:
         self._owe(PARSE)
-        if end - pos <= HOLD_LIMIT:
+        if _unpack(data, pos)[1] <= HOLD_LIMIT:
             name_end = data.find(0, pos + 5, end)
             text_end = data.find(0, name_end + 1, end)
             self._remember(data[pos + 5 : name_end], data[name_end + 1 : text_end])
@@ -342,6 +366,7 @@ class Conversation:
         pieces: list[bytes] | None = None
         owed = self.owed
         swallowing = bool(owed) and owed[0] == QUERY | OWN
+        watched = self._watched
         while size - pos >= 5:
             kind, length = _unpack(data, pos)
             end = pos + 1 + length
@@ -354,9 +379,21 @@ class Conversation:
                 continue
             if end > size:
                 if length > _REPLY_LIMIT:
+                    if kind == ERROR:
+                        self._long_error(data, pos)
                     self._server_streaming = end - size
                     pos = size
                 break
+            if kind not in watched and owed:
+                # The usual cases, without a call: the reply that ends the oldest message, or one within a query.
+                head = owed[0]
+                if head == _ENDS[kind]:
+                    owed.popleft()
+                    pos = end
+                    continue
+                if head == QUERY:
+                    pos = end
+                    continue
             edited = self._server_message(kind, data, pos, end)
             if edited is not None:
                 if pieces is None:
@@ -386,7 +423,7 @@ class Conversation:
             return self._error(data, pos, end, head)
         if kind == PARAMETER_STATUS:
             return self._parameter_status(data, pos, end, head)
-        if head == QUERY | OWN:
+        if head == QUERY | OWN and kind != NOTIFICATION:
             self._own_reply(kind, data, pos, end)
             return b""
         if kind in _CLOSING_REPLY:
@@ -411,11 +448,14 @@ class Conversation:
         return b"" if head & OWN else None
 
     def _ready(self, data: bytes, end: int, head: int) -> bytes | None:
+        owed = self.owed
         self.status = data[end - 1]
-        self._copy_in = False
+        self._copy_in = self._skipping = False
         if head & _KIND in _READY_REPLY:
-            self.owed.popleft()
-        self.idle = self.status == IDLE and not self.owed
+            owed.popleft()
+            while owed and owed[0] == COPY_DONE:
+                owed.popleft()  # meant for a COPY that failed before it began
+        self.idle = self.status == IDLE and not owed
         if head & OWN:
             return self._own_ready()
         self.ready_count += 1
@@ -434,20 +474,26 @@ class Conversation:
             self._skipping = not owed
         return _REFUSAL if head & REFUSED else None
 
+    def _long_error(self, data: bytes, pos: int) -> None:
+        """An error so long that it streams past: what it does to the conversation, without a look at its text."""
+        owed = self.owed
+        while owed and owed[0] == COPY_DONE:
+            owed.popleft()
+        Conversation._error(self, data, pos, len(data), owed[0] & ~REFUSED if owed else 0)
+
     def _copy_started(self, head: int) -> None:
         owed = self.owed
-        if head & _KIND == EXECUTE:
-            # Syncs sent right behind the Execute arrive while the server reads COPY data, and it ignores them.
+        if not owed:
+            return
+        # Syncs sent right behind the COPY arrive while the server reads its data, and it ignores them.
+        owed.popleft()
+        while owed and owed[0] == SYNC:
             owed.popleft()
-            while owed and owed[0] == SYNC:
-                owed.popleft()
-            done = bool(owed) and owed[0] == COPY_DONE
-            self._copy_in = not owed
-            if done:
-                owed.popleft()
-            owed.appendleft(head)
-        else:
-            self._copy_in = COPY_DONE not in owed and len(owed) <= 1
+        done = bool(owed) and owed[0] == COPY_DONE
+        self._copy_in = not owed
+        if done:
+            owed.popleft()
+        owed.appendleft(head)
 
     # Hooks of the pooled conversation.
 

@@ -12,83 +12,57 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.steering import LEAVE_ALONE, Steering
-from proxy.wire.conversation import _KIND, OWN, Conversation
+from proxy.wire.carried import NAMES_LIMIT, SETTINGS_LIMIT, VALUE_LIMIT, capture_query, columns_of, settings_batches
+from proxy.wire.conversation import _KIND, ALWAYS_WATCHED, OWN, Conversation
 from proxy.wire.frames import (
     BIND,
     CLOSE,
+    CLOSE_COMPLETE,
+    COMMAND_COMPLETE,
     COPY_DATA,
     COPY_DONE,
     COPY_FAIL,
     DATA_ROW,
     DESCRIBE,
-    ERROR,
+    FLUSH,
     HEADER,
     HOLD_LIMIT,
     LARGE_LIMIT,
     PARSE,
+    PARSE_COMPLETE,
     QUERY,
+    SYNC,
 )
+from proxy.wire.messages import SYNC as SYNC_MESSAGE
 from proxy.wire.messages import message
+from proxy.wire.pins import (
+    FREEABLE,
+    FREEING_TAGS,
+    PIN_LARGE,
+    PIN_MEMORY,
+    PIN_PREPARE,
+    PIN_SETTINGS,
+    PINS_OF_TAG,
+    PINS_OF_TEXT,
+    STILL_NEEDED,
+)
 from proxy.wire.prepared import PreparedCache, Statement, StatementRegistry, close_message
 from proxy.wire.statements import (
-    ADVISORY,
     BY_NAME,
     DATABASE,
-    HOLD,
     SET_CONFIG,
     SETS,
-    TEMPORARY,
+    UNLOCKS,
     UNTRACKABLE,
     classify,
     identifier,
-    literal,
     prepared_name,
     settings_named,
 )
 
-# Why a client keeps its backend, as bits; the names are the label values of the metric.
-PIN_LISTEN: Final = 1
-PIN_TEMPORARY: Final = 2
-PIN_ADVISORY: Final = 4
-PIN_HOLD: Final = 8
-PIN_PREPARE: Final = 16
-PIN_SETTINGS: Final = 32  # settings that the proxy cannot carry over
-PIN_LARGE: Final = 64  # an unnamed statement too long to be kept, until the next one
-PIN_MEMORY: Final = 128  # more prepared statements than are kept for one client
-PIN_NAMES: Final = {
-    PIN_LISTEN: "listen",
-    PIN_TEMPORARY: "temporary",
-    PIN_ADVISORY: "advisory_lock",
-    PIN_HOLD: "hold_cursor",
-    PIN_PREPARE: "prepare",
-    PIN_SETTINGS: "settings",
-    PIN_LARGE: "large_statement",
-    PIN_MEMORY: "prepared_bytes",
-}
-_PINS_OF_TEXT: Final = ((ADVISORY, PIN_ADVISORY), (TEMPORARY, PIN_TEMPORARY), (HOLD, PIN_HOLD))
-_PINS_OF_TAG: Final = {
-    b"LISTEN": PIN_LISTEN,
-    b"PREPARE": PIN_PREPARE,
-    b"LOAD": PIN_SETTINGS,
-}
-# After these a pin may have lost its reason, which the server is then asked.
-_FREEING_TAGS: Final = frozenset(
-    {b"UNLISTEN", b"CLOSE CURSOR", b"CLOSE CURSOR ALL", b"DEALLOCATE", b"DISCARD TEMP", b"DROP TABLE"}
-)
-_FREEABLE: Final = (PIN_LISTEN, PIN_ADVISORY, PIN_HOLD, PIN_PREPARE, PIN_TEMPORARY)
-# Every name and operator is qualified: the client's search_path must not reach this (CVE-2025-12819).
-_STILL_NEEDED: Final = (
-    b"(SELECT pg_catalog.count(*) FROM pg_catalog.pg_listening_channels()),"
-    b"(SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'"
-    b" AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()),"
-    b"(SELECT pg_catalog.count(*) FROM pg_catalog.pg_cursors WHERE is_holdable),"
-    b"(SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql),"
-    b"(SELECT pg_catalog.count(*) FROM pg_catalog.pg_class"
-    b" WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
-)
 # Reported by the server, but not settings that a client could have changed.
 _NOT_SETTABLE: Final = frozenset(
     {
@@ -100,14 +74,36 @@ _NOT_SETTABLE: Final = frozenset(
         b"session_authorization",
     }
 )
+# In these encodings a byte of a character can look like a quote or a backslash.
+_TRICKY_ENCODINGS: Final = frozenset({b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB18030", b"JOHAB", b"SHIFT_JIS_2004"})
 # A long statement of which only the beginning was seen is harmless when it ends with one of these.
-_HARMLESS_TAG: Final = re.compile(rb"(?:INSERT|UPDATE|DELETE|MERGE|COPY|BEGIN|COMMIT|ROLLBACK)\b")
+_HARMLESS_TAG: Final = re.compile(
+    rb"(?:INSERT|UPDATE|DELETE|MERGE|COPY|BEGIN|START|SAVEPOINT|RELEASE|COMMIT|ROLLBACK|DEALLOCATE)\b"
+)
 _OUTDATED: Final = b"cached plan must not change result type"
+_FATAL: Final = (b"\0VFATAL\0", b"\0VPANIC\0")
+_CANCELED: Final = b"\0C57014\0"
+_OWN_TRIES: Final = 3
 _NAME_SEARCH: Final = 8 * 1024  # portal and statement names are looked for in so many bytes of a long message
+_TEXTS_LIMIT: Final = 64 * 1024  # texts with SET in them that are remembered within one transaction
 
-_COPY_KINDS: Final = frozenset({COPY_DATA, COPY_DONE, COPY_FAIL})
+# Sent outside COPY, or with nothing to flush, these do nothing.
+_STRAY_KINDS: Final = frozenset({COPY_DATA, COPY_DONE, COPY_FAIL, FLUSH})
 _APPLY: Final = 0
 _CAPTURE: Final = 1
+_PARSED: Final = 2
+# Added to the entry of a Query for which there is a note in ``_changes``.
+_NOTED: Final = 0x400
+
+
+class _Own(NamedTuple):
+    """A query of the proxy's own: what for, the settings and pins it asks about, and whether RESET ALL was seen."""
+
+    what: int
+    names: tuple[bytes, ...] = ()
+    pins: tuple[int, ...] = ()
+    everything: bool = False
+    to_default: frozenset[bytes] = frozenset()
 
 
 class BackendState:
@@ -125,16 +121,21 @@ class BackendState:
         self.prepared = PreparedCache(prepared_limit)
 
 
+_WATCHED: Final = ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, CLOSE_COMPLETE}
+
+
 class PooledConversation(Conversation):
     """One client in transaction pooling. `link` before the first byte of a transaction, `unlink` after its end."""
 
     __slots__ = (
+        "_again",
         "_at_link",
         "_blind",
         "_captured",
         "_changes",
         "_discarding",
         "_everything",
+        "_failure",
         "_freeing",
         "_initial",
         "_named",
@@ -142,8 +143,12 @@ class PooledConversation(Conversation):
         "_named_limit",
         "_own",
         "_own_failed",
+        "_set_bytes",
+        "_set_tags",
         "_set_texts",
+        "_to_default",
         "_touched",
+        "_tries",
         "_unnamed",
         "backend",
         "databases_text",
@@ -164,6 +169,8 @@ class PooledConversation(Conversation):
         named_limit: int,
     ) -> None:
         super().__init__(steering)
+        self._names_pass = False
+        self._watched = _WATCHED
         self.registry = registry
         self.backend: BackendState | None = None
         self.reported = reported
@@ -176,8 +183,11 @@ class PooledConversation(Conversation):
         self._unnamed: Statement | None = None
         # One entry for each Parse and Close in ``owed``: what to undo when the server never gets to it.
         self._changes: deque[tuple[int, bytes | None, Statement | None]] = deque()
-        self._own: deque[tuple[int, list[bytes], bool]] = deque()
+        self._own: deque[_Own] = deque()
         self._own_failed = False
+        self._failure = b""  # the body of the error that a query of our own met
+        self._tries = 0
+        self._again: _Own | None = None
         self._captured: list[bytes | None] = []
         self.pins = 0
         self.new_pins = 0  # pins not yet counted by the session
@@ -187,24 +197,40 @@ class PooledConversation(Conversation):
         self._freeing = False
         self._blind = False
         self._set_texts: list[bytes] = []
+        self._set_bytes = 0
+        self._set_tags = 0  # SET and RESET statements that ended
+        self._to_default: set[bytes] = set()
         self.databases_text: bytes | None = None
         self.reprepared = 0
 
     # ------------------------------------------------------------------ changing backends
 
     def link(self, backend: BackendState) -> tuple[bytes, bytes]:
-        """Takes a backend: (bytes to send to it first, bytes to tell the client first)."""
+        """Takes a backend: (bytes to send to it first, bytes to tell the client first).
+
+        When there is something to send, nothing of the client's may follow before it is answered: if it fails, the
+        client's statements would run under somebody else's settings.
+        """
         self.backend = backend
-        wanted = self.settings
-        if backend.settings != wanted:
-            batch = self._settings_batch(backend.settings, wanted)
-            backend.settings = dict(wanted)
-            backend.prepared.unnamed = None
-            self._send_own(_APPLY, [])
-            self._at_link = self.reported
-            return message(b"Q", batch + b"\0"), b""
+        self._tries = 0
         self._at_link = self.reported
-        return b"", self._report_differences()
+        first = self._apply() if backend.settings != self.settings else b""
+        return first, b"" if first else self._report_differences()
+
+    def retry(self) -> bytes:
+        """Settings that were not put in place because a cancel request hit our own query: the query again, or b""."""
+        self._tries += 1
+        if _CANCELED not in self._failure or self._tries >= _OWN_TRIES:
+            return b""
+        self._own_failed = False
+        return self._apply()
+
+    def _apply(self) -> bytes:
+        assert self.backend is not None
+        batches = settings_batches(self.backend.settings, self.settings)
+        for _ in batches:
+            self._send_own(_Own(_APPLY))
+        return b"".join(message(b"Q", batch + b"\0") for batch in batches)
 
     def adopt(self, reported: dict[bytes, bytes]) -> None:
         """What the client is told at its login: the pool's settings, with its own in their place."""
@@ -223,7 +249,7 @@ class PooledConversation(Conversation):
         """Drops COPY messages that arrive outside COPY, after the server refused them, as the server itself does."""
         pos = min(self._discarding, len(data))
         self._discarding -= pos
-        while len(data) - pos >= HEADER.size and data[pos] in _COPY_KINDS:
+        while len(data) - pos >= HEADER.size and data[pos] in _STRAY_KINDS:
             length = HEADER.unpack_from(data, pos)[1]
             if length < 4 or length > LARGE_LIMIT:
                 break
@@ -239,63 +265,73 @@ class PooledConversation(Conversation):
 
     @property
     def failed(self) -> bool:
-        """A query of the proxy's own failed: the state of this backend is not known any more."""
+        """Settings could not be put in place: this backend is not what the client takes it for."""
         return self._own_failed
+
+    @property
+    def failure(self) -> bytes:
+        """The body of the ErrorResponse that says why."""
+        return self._failure
 
     def settle(self) -> bytes:
         """At the end of a transaction: the query that must still be sent to know the session's state, or b""."""
-        freeing = self._freeing and any(self.pins & pin for pin in _FREEABLE)
-        names = self._names_to_capture() if self._touched or self.reported is not self._at_link else []
-        everything = self._everything
-        self._touched = self._everything = self._freeing = self._blind = False
+        if self.pins & PIN_LARGE:
+            return b""  # a query of ours would take the client's unnamed statement away; it is kept anyway
+        if self._again is not None:
+            own, self._again = self._again, None
+            return self._capture(own)
+        pins = tuple(pin for pin in STILL_NEEDED if self.pins & pin) if self._freeing else ()
+        names = self._names_to_capture() if self._touched or self.reported is not self._at_link else ()
+        own = _Own(_CAPTURE, names, pins, self._everything, frozenset(self._to_default))
+        self._touched = self._everything = self._freeing = False
+        self._blind = self._blind and bool(self.pins & PIN_MEMORY)  # it may be prepared under a name of its own
         self._set_texts.clear()
+        self._to_default.clear()
+        self._set_bytes = self._set_tags = 0
         self._at_link = self.reported
-        if not names and not freeing:
+        self._tries = 0
+        if not names and not pins:
             return b""
-        columns = [b"pg_catalog.current_setting(" + literal(name) + b", true)" for name in names]
-        if freeing:
-            columns.append(_STILL_NEEDED)
-        self._captured = []
-        self._send_own(_CAPTURE, [*names, b""] if freeing else names, everything)
-        return message(b"Q", b"SELECT " + b",".join(columns) + b"\0")
+        return self._capture(own)
 
-    def _names_to_capture(self) -> list[bytes]:
-        names = {
-            name.lower()
-            for name, value in self.reported.items()
-            if self._at_link.get(name) != value and name not in _NOT_SETTABLE
-        }
+    def _capture(self, own: _Own) -> bytes:
+        self._captured = []
+        self._send_own(own)
+        return message(b"Q", capture_query(own.names, own.pins) + b"\0")
+
+    def _names_to_capture(self) -> tuple[bytes, ...]:
+        changed = {name for name, value in self.reported.items() if self._at_link.get(name) != value}
+        names = {name.lower() for name in changed - _NOT_SETTABLE}
+        if b"session_authorization" in changed:
+            self._pin(PIN_SETTINGS)
+        if b"is_superuser" in changed:
+            names.add(b"role")
         if self._touched:
+            count = 0
             for text in self._set_texts:
-                found, everything, opaque = settings_named(text)
-                names |= found
-                if everything:
-                    self._everything = True
-                if opaque or found & UNTRACKABLE:
+                found = settings_named(text)
+                names |= found.names
+                count += found.count
+                self._to_default |= found.to_default
+                self._everything = self._everything or found.everything
+                if found.opaque or found.names & UNTRACKABLE:
                     self._pin(PIN_SETTINGS)
+            if count < self._set_tags:
+                self._pin(PIN_SETTINGS)  # a SET that was not understood
             if self._everything:
                 names |= self.settings.keys()
-        return sorted(names - UNTRACKABLE)
+        names -= UNTRACKABLE
+        if len(names) > NAMES_LIMIT:
+            self._pin(PIN_SETTINGS)
+            return ()
+        return tuple(sorted(names))
 
-    def _send_own(self, what: int, names: list[bytes], everything: bool = False) -> None:
-        self._own.append((what, names, everything))
-        self.owed.append(QUERY | OWN)
+    def _send_own(self, own: _Own) -> None:
+        self._own.append(own)
+        self.owed.append((SYNC if own.what == _PARSED else QUERY) | OWN)
         self.idle = False
-
-    @staticmethod
-    def _settings_batch(present: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> bytes:
-        """The statements that bring a backend from one set of settings to another; the role goes first and comes
-        last, since it decides what may be set."""
-        parts = []
-        if b"role" in present and present.get(b"role") != wanted.get(b"role"):
-            parts.append(b"RESET ROLE")
-        for name in present:
-            if name not in wanted and name != b"role":
-                parts.append(b"RESET " + b".".join(identifier(part) for part in name.split(b".")))
-        for name, value in sorted(wanted.items(), key=lambda item: item[0] == b"role"):
-            if present.get(name) != value:
-                parts.append(b"SELECT pg_catalog.set_config(" + literal(name) + b"," + literal(value) + b", false)")
-        return b";".join(parts)
+        if self.backend is not None and own.what != _PARSED:
+            self.backend.prepared.unnamed = None  # as any simple query, ours drops the unnamed statement
 
     def _report_differences(self) -> bytes:
         """ParameterStatus messages that bring the client's view up to date with its backend."""
@@ -311,6 +347,8 @@ class PooledConversation(Conversation):
         if not self.pins & pin:
             self.pins |= pin
             self.new_pins |= pin
+            if pin & FREEABLE:
+                self._freeing = True  # what a text or a tag says may be wrong, or rolled back: the server is asked
 
     # ------------------------------------------------------------------ from the client
 
@@ -322,10 +360,12 @@ class PooledConversation(Conversation):
         return super()._may_stream(kind, length, data, pos)
 
     def _query(self, data: bytes, pos: int, end: int) -> bytes | None:
+        if self._skipping:
+            return None  # the server will not read it
         assert self.backend is not None
         self._unnamed = self.backend.prepared.unnamed = None
         self.pins &= ~PIN_LARGE
-        if end - pos > HOLD_LIMIT:
+        if HEADER.unpack_from(data, pos)[1] > HOLD_LIMIT:
             self._blind = True
             return None
         text = data[pos + 5 : end - 1]
@@ -341,16 +381,20 @@ class PooledConversation(Conversation):
     def _note(self, text: bytes, flags: int) -> None:
         """What a statement that is about to run may do to the session."""
         if flags & SETS:
-            self._set_texts.append(text)
+            if self._set_bytes <= _TEXTS_LIMIT:
+                self._set_texts.append(text)
+                self._set_bytes += len(text)
             if flags & SET_CONFIG:
                 self._touched = True
-        for flag, pin in _PINS_OF_TEXT:
+                if self._set_bytes > _TEXTS_LIMIT:
+                    self._pin(PIN_SETTINGS)
+        for flag, pin in PINS_OF_TEXT:
             if flags & flag:
                 self._pin(pin)
-        if flags & DATABASE:
-            self.databases_text = text
-        if self.pins & PIN_ADVISORY:
+        if flags & UNLOCKS:
             self._freeing = True
+        if flags & DATABASE:
+            self.databases_text = text if self.databases_text is None else self.databases_text + b";" + text
 
     def _by_name(self, text: bytes) -> bytes | None:
         """DEALLOCATE or EXECUTE of a statement that the client prepared through the protocol."""
@@ -360,12 +404,27 @@ class PooledConversation(Conversation):
             return None
         assert self.backend is not None
         start, end, name = found
-        entry = self.owed.pop()  # our Parse, if one is needed, goes in front of the query
-        before = self._ensure(statement)
-        self.owed.append(entry)
+        entry = self.owed.pop()  # what is needed first goes in front of the query
+        before = b""
+        prepared = self.backend.prepared
         if b"deallocate" in text[:start].lower():
+            if not prepared.use(statement):
+                # To deallocate a name it must be there, whatever it stands for; an empty text cannot fail.
+                self._change(PARSE | OWN, None, None)
+                before = message(b"P", statement.name + b"\0\0\0\0")
             self._forget(name)
-            self.backend.prepared.discard(statement)
+            prepared.discard(statement)
+            self._changes.append((QUERY, name, statement))
+            entry |= _NOTED
+        else:
+            self._note(statement.text, statement.flags)
+            if not self.owed or self.owed[-1] & _KIND in (SYNC, QUERY):
+                before = self._ensure(statement)
+            if before:
+                # Should the Parse fail, the server would skip the query too, up to the next Sync.
+                self._send_own(_Own(_PARSED))
+                before += SYNC_MESSAGE
+        self.owed.append(entry)
         rewritten = text[:start] + identifier(statement.name) + text[end:]
         return before + message(b"Q", rewritten + b"\0")
 
@@ -373,12 +432,18 @@ class PooledConversation(Conversation):
         assert self.backend is not None
         name_end = data.find(0, pos + 5, end)
         text_end = data.find(0, name_end + 1, end) if name_end >= 0 else -1
-        if self._skipping or name_end < 0 or (text_end < 0 and end - pos <= HOLD_LIMIT):
-            self._change(PARSE, None, None)
+        large = HEADER.unpack_from(data, pos)[1] > HOLD_LIMIT
+        if self._skipping:
+            return None
+        if name_end < 0 or (text_end < 0 and not large):
+            if large:  # a name too long to be one: nothing is known of what it begins
+                self._parse_unkept(b"?", large=True)
+            else:
+                self._change(PARSE, None, None)
             return None
         name = data[pos + 5 : name_end]
-        if end - pos > HOLD_LIMIT or self.pins & PIN_MEMORY:
-            self._parse_unkept(name, large=end - pos > HOLD_LIMIT)
+        if large or self.pins & PIN_MEMORY:
+            self._parse_unkept(name, large=large)
             return None
         statement = self.registry.intern(data[name_end + 1 : text_end], data[text_end + 1 : end])
         prepared = self.backend.prepared
@@ -516,8 +581,11 @@ class PooledConversation(Conversation):
         self._changes.popleft()
 
     def _dropped(self, entry: int) -> None:
-        if entry & _KIND not in (PARSE, CLOSE) or not self._changes:
+        if (entry & _KIND not in (PARSE, CLOSE) and not entry & _NOTED) or not self._changes:
             return
+        self._undo()
+
+    def _undo(self) -> None:
         entry, name, statement = self._changes.popleft()
         if statement is None or self.backend is None:
             return
@@ -531,13 +599,22 @@ class PooledConversation(Conversation):
             prepared.discard(statement)
             if name is not None and self._named.get(name) is statement:
                 self._forget(name)
-        elif entry == CLOSE | OWN:
+            return
+        if entry != CLOSE:
             prepared.restore(statement)
-        elif name is not None and name not in self._named:
+        if entry != CLOSE | OWN and name is not None and name not in self._named:
             self._named[name] = statement
             self._named_bytes += statement.size
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
+        if head == QUERY | OWN:
+            self._own_failed = True
+            self._failure = data[pos + 5 : end]
+            # The server ends the connection: the client must know, whoever asked last.
+            return None if any(fatal in self._failure for fatal in _FATAL) else b""
+        if head & _NOTED:
+            self.owed[0] = head & ~_NOTED
+            self._undo()
         edited = super()._error(data, pos, end, head)
         if edited is not None:
             return edited
@@ -554,14 +631,20 @@ class PooledConversation(Conversation):
         tag = data[pos + 5 : end - 1]
         if self._blind and not _HARMLESS_TAG.match(tag):
             self._pin(PIN_SETTINGS)
-        if tag in _PINS_OF_TAG:
-            self._pin(_PINS_OF_TAG[tag])
+        if tag in PINS_OF_TAG:
+            self._pin(PINS_OF_TAG[tag])
         elif tag == b"SET" or tag == b"RESET":
             self._touched = True
-        elif tag in _FREEING_TAGS:
+            self._set_tags += 1
+        elif tag in FREEING_TAGS:
             self._freeing = True
+            if tag == b"DEALLOCATE" and self.owed and self.owed[0] & _NOTED:
+                self.owed[0] &= ~_NOTED
+                self._changes.popleft()
         elif tag == b"DISCARD ALL" or tag == b"DEALLOCATE ALL":
             self._discarded(everything=tag == b"DISCARD ALL")
+        elif tag == b"DO" or tag == b"CALL":
+            self._touched = self._touched or bool(self._set_texts)
         elif tag.startswith((b"ALTER ", b"DROP ", b"CREATE VIEW")):
             self.registry.renew()
 
@@ -570,16 +653,37 @@ class PooledConversation(Conversation):
         self._named_bytes = 0
         if self.backend is not None:
             self.backend.prepared.clear()
-        self.pins &= ~PIN_PREPARE
+        self._outlive_discard()
+        self.pins &= ~(PIN_PREPARE | PIN_MEMORY)
+        self._blind = False
         if everything:
             self._unnamed = None
             self.pins = 0
             self.settings = self._initial
             if self.backend is not None:
                 self.backend.settings = {}
-            self._touched = False
+            self._touched = self._freeing = False
             self._set_texts.clear()
+            self._set_bytes = self._set_tags = 0
             self._at_link = self.reported
+
+    def _outlive_discard(self) -> None:
+        """What the client prepared behind the statement that discarded everything is still to come; what it closed
+        there is gone already."""
+        changes, self._changes = self._changes, deque()
+        for entry, name, statement in changes:
+            if entry & _KIND != PARSE:
+                self._changes.append((entry, None, None))
+                continue
+            if statement is not None and self.backend is not None:
+                if name == b"":
+                    self._unnamed = self.backend.prepared.unnamed = statement
+                else:
+                    self.backend.prepared.restore(statement)
+                    if name is not None and name not in self._named:
+                        self._named[name] = statement
+                        self._named_bytes += statement.size
+            self._changes.append((entry, name, statement))
 
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         edited = super()._parameter_status(data, pos, end, head)
@@ -591,46 +695,53 @@ class PooledConversation(Conversation):
         return edited
 
     def _own_reply(self, kind: int, data: bytes, pos: int, end: int) -> None:
-        if kind == ERROR:
-            self._own_failed = True
-        elif kind == DATA_ROW and self._own[0][0] == _CAPTURE:
-            self._captured = _columns(data, pos + 5)
+        if kind == DATA_ROW and self._own[0].what == _CAPTURE:
+            self._captured = columns_of(data, pos + 5)
 
     def _own_ready(self) -> bytes:
-        what, names, everything = self._own.popleft()
-        if self._own_failed:
-            return b""
-        if what == _APPLY:
+        own = self._own.popleft()
+        if own.what == _APPLY:
+            if self._own_failed or self._own:
+                return b""
+            assert self.backend is not None
+            self.backend.settings = dict(self.settings)
             return self._report_differences()
-        assert self.backend is not None
-        if names and names[-1] == b"":
-            names = names[:-1]
-            for pin, count in zip(_FREEABLE, self._captured[len(names) :], strict=True):
-                if count == b"0":
-                    self.pins &= ~pin
-        captured = dict(zip(names, self._captured, strict=False))
-        self.backend.settings = {
-            **self.settings,
-            **{name: value for name, value in captured.items() if value is not None},
-        }
-        # RESET ALL goes back to what the client asked for at its start-up, which is not the backend's own.
-        self.settings = {**self.backend.settings, **self._initial} if everything else self.backend.settings
-        self.backend.settings = dict(self.backend.settings)
-        self._at_link = self.reported
+        if own.what == _CAPTURE:
+            self._learn(own)
         return b""
 
+    def _learn(self, own: _Own) -> None:
+        """Takes up what the server answered about the session's state at the end of a transaction."""
+        assert self.backend is not None
+        if self._own_failed:
+            self._own_failed = False
+            self._tries += 1
+            if _CANCELED in self._failure and self._tries < _OWN_TRIES:
+                self._again = own  # a cancel request that came late
+            else:
+                self._pin(PIN_SETTINGS)
+            return
+        for pin, count in zip(own.pins, self._captured[len(own.names) :], strict=True):
+            if count == b"0":
+                self.pins &= ~pin
+        captured = dict(zip(own.names, self._captured, strict=False))
+        settings = {**self.settings, **{name: value for name, value in captured.items() if value is not None}}
+        if not self._can_carry(settings):
+            self._pin(PIN_SETTINGS)
+            return
+        self.backend.settings = settings
+        # What goes back to its default goes to what the client asked for at its start-up, not to the backend's own.
+        back = (
+            self._initial
+            if own.everything
+            else {name: self._initial[name] for name in own.to_default if name in self._initial}
+        )
+        self.settings = {**settings, **back}
+        self.backend.settings = settings
+        self._at_link = self.reported
 
-def _columns(data: bytes, pos: int) -> list[bytes | None]:
-    """The text values of a DataRow whose body begins at ``pos``; None for NULL."""
-    count = int.from_bytes(data[pos : pos + 2], "big")
-    pos += 2
-    values: list[bytes | None] = []
-    for _ in range(count):
-        length = int.from_bytes(data[pos : pos + 4], "big", signed=True)
-        pos += 4
-        if length < 0:
-            values.append(None)
-        else:
-            values.append(data[pos : pos + length])
-            pos += length
-    return values
+    def _can_carry(self, settings: dict[bytes, bytes]) -> bool:
+        if sum(len(name) + len(value) for name, value in settings.items()) > SETTINGS_LIMIT:
+            return False
+        tricky = self.reported.get(b"client_encoding", b"").upper() in _TRICKY_ENCODINGS
+        return all(len(value) <= VALUE_LIMIT and (value.isascii() or not tricky) for value in settings.values())

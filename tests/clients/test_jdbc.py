@@ -62,7 +62,7 @@ def test_statements_crossing_the_prepare_threshold(check: Check) -> None:
 
 
 def test_statements_evicted_from_its_cache(check: Check, mode: str) -> None:
-    """At most two more than the cache holds are alive; in transaction mode the view tells what a shared backend holds."""
+    """At most two more than the cache holds live; in transaction mode the view tells what a shared backend holds."""
     wrong, alive = check("eviction")[0].split()
     assert wrong == "0"
     assert mode == "transaction" or int(alive) <= 7

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from tests.clients.matrix import CLIENTS, DOCUMENT, MODES, Matrix
+from tests.clients.matrix import CLIENTS, MODES, Matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 Phase = Literal["setup", "call", "teardown"]
@@ -68,26 +70,83 @@ def test_a_row_without_a_test_is_found_and_every_row_is_written() -> None:
     assert rows[-1] == "| JDBC | 1.0 | transaction | 0 | 0 |"
 
 
-def run_pytest(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A pytest of its own on this folder; it runs nothing but this file's first test, or only collects."""
+def run_pytest(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A pytest of its own in ``folder``, with nothing of this run in its environment."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PW_TEST_RUN"))}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tests.clients.matrix", *arguments],
-        cwd=ROOT,
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.clients.matrix", "-p", "no:cacheprovider", *arguments],
+        cwd=folder,
         env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
 
 
-@pytest.mark.parametrize("selection", ["tests/clients/test_matrix.py", "tests/clients"])
-def test_a_partial_run_leaves_the_table_alone(selection: str) -> None:
-    before = DOCUMENT.read_bytes() if DOCUMENT.exists() else b""
-    done = run_pytest(selection, "-k", "test_a_test_counts_once")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (DOCUMENT.read_bytes() if DOCUMENT.exists() else b"") == before
+SMALL = """
+import pytest
+from tests.clients.matrix import CLIENTS, MODES
+
+ROWS = [(client, mode) for client in CLIENTS for mode in MODES if (client, mode) != LEFT_OUT]
+
+@pytest.mark.client("any")
+@pytest.mark.parametrize(("client", "mode"), ROWS)
+def test_it(client, mode, record_property):
+    record_property("client", client)
+    record_property("mode", mode)
+    record_property("version", "1.0")
+    assert client != FAILING
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., Path]:
+    """A project of one file of tests and this plugin, in which one row can be left out or one client can fail."""
+
+    def make(left_out: tuple[str, str] | None = None, failing: str = "") -> Path:
+        folder = tmp_path / "tests" / "clients"
+        folder.mkdir(parents=True)
+        (tmp_path / "docs").mkdir()
+        (tmp_path / "tests" / "__init__.py").touch()
+        (folder / "__init__.py").touch()
+        shutil.copy(Path(__file__).parent / "matrix.py", folder)
+        (folder / "test_small.py").write_text(f"LEFT_OUT = {left_out!r}\nFAILING = {failing!r}\n{SMALL}")
+        (tmp_path / "pytest.ini").write_text(
+            "[pytest]\nmarkers =\n    client: any\nasyncio_default_fixture_loop_scope = function\n"
+        )
+        return tmp_path
+
+    return make
+
+
+def test_a_whole_run_writes_the_table(small: Callable[..., Path]) -> None:
+    folder = small(failing="Django")
+    done = run_pytest(folder=folder)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    table = (folder / "docs" / "clients.md").read_text()
+    assert "| psql | 1.0 | transaction | 1 | 1 |" in table
+    assert "| Django | 1.0 | session | 1 | 0 |" in table
+
+
+@pytest.mark.parametrize("parallel", [(), ("-n", "1")], ids=["alone", "controller"])
+def test_a_row_without_a_test_fails_the_run(small: Callable[..., Path], parallel: tuple[str, ...]) -> None:
+    folder = small(left_out=("JDBC", "transaction"))
+    done = run_pytest(*parallel, folder=folder)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "no test was run for JDBC in transaction mode" in done.stdout
+    assert not (folder / "docs" / "clients.md").exists()
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [["-k", "psql"], ["tests/clients/test_small.py::test_it"], ["-x"]],
+    ids=["expression", "node", "stopped"],
+)
+def test_part_of_a_run_writes_no_table(small: Callable[..., Path], selection: list[str]) -> None:
+    folder = small(failing="pgbench" if selection == ["-x"] else "")
+    run_pytest(*selection, folder=folder)
+    assert not (folder / "docs" / "clients.md").exists()
 
 
 def test_an_unknown_target_is_refused() -> None:

@@ -26,24 +26,27 @@ def transcripts(folder: Path) -> dict[str, Path]:
 
 
 def run(programs: Programs, address: Address, tick: Tick) -> dict[str, bytes]:
-    """What pgproto printed and how it ended, by transcript; each in a database of its own, made over `address`."""
+    """What pgproto printed and how it ended, by transcript; each in a schema of its own, made over `address`.
+
+    One database for all, so that with transaction pooling the transcripts meet each other's backends.
+    """
     outputs = {}
     chosen = transcripts(programs.pgproto_transcripts)
-    for number, (name, file) in enumerate(chosen.items()):
-        database = f"pgproto_{number}"
-        _psql(programs, address, f"CREATE DATABASE {database}")
-        outputs[name] = _play(programs.pgproto, file, address, database)
+    schemas = [f"pgproto_{number}" for number in range(len(chosen))]
+    _psql(programs, address, "; ".join(f"CREATE SCHEMA {schema}" for schema in schemas))
+    for number, ((name, file), schema) in enumerate(zip(chosen.items(), schemas, strict=True)):
+        outputs[name] = _play(programs.pgproto, file, address, schema)
         tick(number + 1, len(chosen))
     return outputs
 
 
-def _play(pgproto: Path, transcript: Path, address: Address, database: str) -> bytes:
-    command = [str(pgproto), "-h", address.host, "-p", str(address.port), "-u", address.user, "-d", database]
+def _play(pgproto: Path, transcript: Path, address: Address, schema: str) -> bytes:
+    command = [str(pgproto), "-h", address.host, "-p", str(address.port), "-u", address.user, "-d", "postgres"]
     try:
         done = subprocess.run(
             [*command, "-f", str(transcript)],
             check=False,
-            env=address.environment(),
+            env={**address.environment(), "PGOPTIONS": f"-c search_path={schema}"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

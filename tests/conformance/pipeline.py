@@ -9,7 +9,7 @@ from tests.conformance.regress import Tick
 from tests.conformance.stage import Address, Place
 
 ROWS = 700
-TIMEOUT = 60.0
+TIMEOUT = 30.0
 UNTRACED = frozenset({"cancel", "protocol_version", "pipelined_insert", "uniqviol"})
 """Tests whose messages come in no fixed order, or which trace nothing; PostgreSQL compares no trace of them either."""
 

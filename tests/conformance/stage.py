@@ -121,6 +121,7 @@ class Stage:
         try:
             yield Address(proxy.host, proxy.port)
             assert proxy.process.poll() is None, f"the proxy ended during the run:\n{proxy.log_text()[-4000:]}"
+            assert proxy.metrics()["pilotwire_clients_accepted_total"] > 1, "the suites did not go through the proxy"
         except BaseException:
             proxy.stop()
             raise

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pilotwire.cli import COMMANDS
+from pilotwire.config import SECRETS
 from proxy.settings import docs
 from tests.support.postgres import Postgres
 
@@ -69,7 +70,7 @@ def test_help_of_a_command_lists_all_settings(command: str) -> None:
     result = pilotwire(command, "--help")
     assert result.returncode == 0
     for name in docs():
-        assert (f"--{name.replace('_', '-')}" in result.stdout) is (name != "upstream_password")
+        assert (f"--{name.replace('_', '-')}" in result.stdout) is (name not in SECRETS)
     assert "[[listeners]]" in result.stdout
     assert "[IPv6]:port" in result.stdout
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from pilotwire.config import LISTS, SECRETS, Loaded, SettingsError, load
 from pilotwire.config_reference import reference
@@ -59,6 +60,7 @@ def test_command_line_over_environment_over_file_over_default(tmp_path: Path, mo
 EXAMPLES: dict[str, Any] = {
     "upstream": UPSTREAM,
     "upstream_password": "x",
+    "admin_token": "x",
     "upstream_passfile": "FILE",
     "target_session_attrs": "read-write",
     "connect_timeout": 3.5,
@@ -129,8 +131,8 @@ def test_each_setting_from_every_source(name: str, tmp_path: Path, monkeypatch: 
     text = ",".join(value) if name in LISTS else value if isinstance(value, str) else json.dumps(value)
 
     def seen(loaded: Loaded) -> tuple[Any, str]:
-        shown = loaded.settings.model_dump()[name] if name != "upstream_password" else loaded.settings.password
-        return shown, loaded.origins[name]
+        shown = loaded.settings.model_dump()[name]
+        return shown.get_secret_value() if isinstance(shown, SecretStr) else shown, loaded.origins[name]
 
     assert seen(load(config, base)) == (value, str(config))
     monkeypatch.setenv(f"PILOTWIRE_{name.upper()}", text)

@@ -21,6 +21,7 @@ from pilotwire.handover import VERSION, ControlSocket, ask_for_sockets
 from pilotwire.listening import Listening, bind
 from proxy.control import encode
 from proxy.dsn import parse_listen
+from proxy.wire.messages import ready_for_query, startup_message
 from tests.pilotwire.test_supervisor import assert_none_fell, counters
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually, wait_until
@@ -49,7 +50,7 @@ def opened_more_than(target: Proxy, floor: float) -> bool:
 
 
 async def test_clients_stay_and_new_ones_are_served_by_the_new_process(proxy: StartProxy, tmp_path: Path) -> None:
-    target = proxy(control_socket=str(tmp_path / "control"), workers=2, drain_timeout=30)
+    target = proxy(control_socket=str(tmp_path / "control"), workers=2, drain_timeout=110)
     await asyncio.to_thread(wait_until, (tmp_path / "control").exists)
     assert stat.S_IMODE((tmp_path / "control").stat().st_mode) == 0o600
     staying = await asyncpg.connect(target.dsn())
@@ -71,7 +72,7 @@ async def test_clients_stay_and_new_ones_are_served_by_the_new_process(proxy: St
 
 async def test_pgbench_and_a_long_connection_see_no_error(proxy: StartProxy, tmp_path: Path) -> None:
     """`pgbench -C` makes a connection for each transaction, so that some are in the queue at every hand-over."""
-    target = proxy(control_socket=str(tmp_path / "control"), workers=2, drain_timeout=30)
+    target = proxy(control_socket=str(tmp_path / "control"), workers=2, drain_timeout=110)
     script = tmp_path / "script.sql"
     script.write_text("select 1;\n")
     long = await asyncpg.connect(target.dsn())
@@ -112,8 +113,26 @@ async def test_pgbench_and_a_long_connection_see_no_error(proxy: StartProxy, tmp
         assert await asyncio.to_thread(old.wait, 30) == 0
 
 
+def test_who_is_logging_in_at_the_hand_over_gets_in(proxy: StartProxy, tmp_path: Path) -> None:
+    target = proxy(control_socket=str(tmp_path / "control"), drain_timeout=110)
+    packet = startup_message({"user": target.postgres.user, "database": "postgres"})
+    with socket.create_connection((target.host, target.port), 20) as client:
+        # The old process has accepted this one and waits for the rest of its start-up message.
+        client.sendall(packet[:6])
+        old = take_over(target)
+        client.sendall(packet[6:])
+        said = b""
+        while not said.endswith(ready_for_query()):
+            data = client.recv(4096)
+            assert data, f"the connection was closed after {said!r}"
+            said += data
+        assert said.startswith(b"R")
+        assert old.poll() is None
+    assert old.wait(20) == 0
+
+
 async def test_a_cancel_goes_back_to_the_process_that_drains(proxy: StartProxy, tmp_path: Path) -> None:
-    target = proxy(control_socket=str(tmp_path / "control"), pool_mode="transaction", drain_timeout=60)
+    target = proxy(control_socket=str(tmp_path / "control"), pool_mode="transaction", drain_timeout=110)
     connection = await asyncpg.connect(target.dsn(), statement_cache_size=0)
     # Two hand-overs: the key must find its way through the process in between.
     oldest = await asyncio.to_thread(take_over, target)

@@ -23,7 +23,7 @@ look() {
         test)
             need nodejs command -v node
             need npm command -v npm
-            need default-jre-headless command -v java
+            need default-jdk-headless command -v javac
             need libpostgresql-jdbc-java test -e /usr/share/java/postgresql.jar
             need postgresql debian_postgres # the embedded server has no TLS
             ;;
@@ -32,7 +32,6 @@ look() {
             need libc6-dev test -e /usr/include/stdio.h
             need dpkg-dev command -v dpkg-source
             need xz-utils command -v xz
-            need pgpool2 command -v pgproto
             ;;
         bench)
             need pgbouncer test -x /usr/sbin/pgbouncer

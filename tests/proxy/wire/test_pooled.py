@@ -1,0 +1,699 @@
+"""The pooled conversation, as transcripts: what a client prepared and set is on whichever backend it gets, and what
+cannot be carried keeps it on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from proxy.wire.frames import HOLD_LIMIT
+from proxy.wire.messages import query
+from proxy.wire.pins import (
+    PIN_ADVISORY,
+    PIN_HOLD,
+    PIN_LARGE,
+    PIN_LISTEN,
+    PIN_MEMORY,
+    PIN_PREPARE,
+    PIN_SETTINGS,
+    PIN_TEMPORARY,
+    STILL_NEEDED,
+)
+from tests.proxy.wire.pooled_transcript import PooledTranscript, asks, our, run_cut, set_config
+from tests.proxy.wire.transcript import (
+    BOUND,
+    CLOSED,
+    COLUMNS,
+    COPY_DONE,
+    COPY_IN,
+    FLUSH,
+    NO_DATA,
+    NOTIFY,
+    PARAMETERS,
+    PARSED,
+    SYNC,
+    bind,
+    close,
+    copy_data,
+    describe,
+    done,
+    error,
+    execute,
+    parse,
+    ready,
+    row,
+    status,
+)
+
+ABSENT = our(0)
+PSQL = status("application_name", "psql")
+
+
+def counts(*pins: int) -> bytes:
+    return query("SELECT " + ",".join(STILL_NEEDED[pin].decode() for pin in pins))
+
+
+def names_are_rewritten() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(parse("s"), describe("s"), SYNC, becomes=[parse(our(1)), describe(our(1)), SYNC])
+        .server(PARSED, PARAMETERS, NO_DATA, ready())
+        .client(
+            bind("s", "p", b"\0\1\0\0"),
+            execute("p"),
+            SYNC,
+            becomes=[bind(our(1), "p", b"\0\1\0\0"), execute("p"), SYNC],
+        )
+        .server(BOUND, done(), ready())
+        .unlink()
+    )
+
+
+def prepared_again_on_another_backend() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(bind("s"), execute(), SYNC, becomes=[parse(our(1)), bind(our(1)), execute(), SYNC])
+        .server(PARSED, BOUND, done(), ready(), becomes=[BOUND, done(), ready()])
+        .unlink()
+        .link("b")
+        .client(describe("s"), SYNC, becomes=[describe(our(1)), SYNC])
+        .server(PARAMETERS, NO_DATA, ready())
+        .unlink()
+    )
+
+
+def describe_prepares_too() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(describe("s"), SYNC, becomes=[parse(our(1)), describe(our(1)), SYNC])
+        .server(PARSED, PARAMETERS, NO_DATA, ready(), becomes=[PARAMETERS, NO_DATA, ready()])
+        .unlink()
+    )
+
+
+def one_name_two_texts() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(parse("s", "one"), SYNC, becomes=[parse(our(1), "one"), SYNC])
+        .server(PARSED, ready())
+        .unlink()
+        .of(1)
+        .link("a")
+        .client(parse("s", "two"), SYNC, becomes=[parse(our(2), "two"), SYNC])
+        .server(PARSED, ready())
+        .client(bind("s"), SYNC, becomes=[bind(our(2)), SYNC])
+        .server(BOUND, ready())
+        .unlink()
+        .of(0)
+        .link("a")
+        .client(bind("s"), SYNC, becomes=[bind(our(1)), SYNC])
+        .server(BOUND, ready())
+        .unlink()
+    )
+
+
+def a_fresh_parse_is_a_real_one() -> PooledTranscript:
+    """Another client with the same text: its plan and its errors are of today."""
+    return (
+        one_name_two_texts()
+        .of(2)
+        .link("a")
+        .client(parse("t", "one"), SYNC, becomes=[close(our(1)), parse(our(1), "one"), SYNC])
+        .server(CLOSED, PARSED, ready(), becomes=[PARSED, ready()])
+        .unlink()
+    )
+
+
+def a_parse_that_fails_is_forgotten() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(parse("s", "bad"), bind("s"), SYNC, becomes=[parse(our(1), "bad"), bind(our(1)), SYNC])
+        .server(error("syntax"), ready())
+        .client(parse("s", "good"), SYNC, becomes=[parse(our(2), "good"), SYNC])
+        .server(PARSED, ready())
+        .client(bind("s"), SYNC, becomes=[bind(our(2)), SYNC])
+        .server(BOUND, ready())
+        .unlink()
+    )
+
+
+def our_parse_fails_where_the_bind_would() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(bind("s"), execute(), SYNC, becomes=[parse(our(1)), bind(our(1)), execute(), SYNC])
+        .server(error("no such table"), ready())
+        .client(bind("s"), execute(), SYNC, becomes=[parse(our(1)), bind(our(1)), execute(), SYNC])
+        .server(PARSED, BOUND, done(), ready(), becomes=[BOUND, done(), ready()])
+        .unlink()
+    )
+
+
+def a_name_that_is_taken() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(parse("s", "other"), SYNC, becomes=[parse(our(1)), parse(our(1), "other"), SYNC])
+        .server(
+            PARSED,
+            error(f'prepared statement "{our(1)}" already exists', "42P05"),
+            ready(),
+            becomes=[error('prepared statement "s" already exists', "42P05"), ready()],
+        )
+        .client(bind("s"), SYNC, becomes=[bind(our(1)), SYNC])
+        .server(BOUND, ready())
+        .unlink()
+    )
+
+
+def an_unknown_name() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(bind("nobody"), SYNC)
+        .server(error('prepared statement "nobody" does not exist', "26000"), ready())
+        .unlink()
+    )
+
+
+def the_unnamed_statement_is_carried() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(parse("", "u"), SYNC)
+        .server(PARSED, ready())
+        .unlink()
+        .link("b")
+        .client(bind(), execute(), SYNC, becomes=[parse("", "u"), bind(), execute(), SYNC])
+        .server(PARSED, BOUND, done(), ready(), becomes=[BOUND, done(), ready()])
+        .client(bind(), describe(), execute(), SYNC)
+        .server(BOUND, PARAMETERS, NO_DATA, done(), ready())
+        .client(query("x"))
+        .server(done(), ready())
+        .client(bind(), SYNC)
+        .server(error("unnamed prepared statement does not exist", "26000"), ready())
+        .unlink()
+    )
+
+
+def the_unnamed_statement_outlives_our_query() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(parse("", "set a.b = 1"), bind(), execute(), SYNC)
+        .server(PARSED, BOUND, done("SET"), ready())
+        .settle(asks("a.b"), b"1")
+        .client(bind(), SYNC, becomes=[parse("", "set a.b = 1"), bind(), SYNC])
+        .server(PARSED, BOUND, ready(), becomes=[BOUND, ready()])
+        .unlink()
+    )
+
+
+def close_in_its_place() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(
+            bind("s"),
+            close("s"),
+            close("other"),
+            close("p", b"P"),
+            SYNC,
+            becomes=[parse(our(1)), bind(our(1)), close(ABSENT), close("other"), close("p", b"P"), SYNC],
+        )
+        .server(PARSED, BOUND, CLOSED, CLOSED, CLOSED, ready(), becomes=[BOUND, CLOSED, CLOSED, CLOSED, ready()])
+        .client(bind("s"), SYNC)
+        .server(error('prepared statement "s" does not exist', "26000"), ready())
+        .unlink()
+    )
+
+
+def a_close_that_never_happens() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("a")
+        .client(bind("nobody"), close("s"), SYNC, becomes=[bind("nobody"), close(ABSENT), SYNC])
+        .server(error(), ready())
+        .client(bind("s"), SYNC, becomes=[bind(our(1)), SYNC])
+        .server(BOUND, ready())
+        .unlink()
+    )
+
+
+def nothing_is_rewritten_while_the_server_skips() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("a")
+        .client(bind("nobody"), FLUSH)
+        .server(error())
+        .client(parse("t", "new"), bind("s"), describe("s"), close("s"), query("deallocate s"), query("execute s"))
+        .client(SYNC, bind("s"), SYNC, becomes=[SYNC, bind(our(1)), SYNC])
+        .server(ready(), BOUND, ready())
+        .unlink()
+    )
+
+
+def deallocate_by_name() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("a")
+        .client(query("DEALLOCATE s"), becomes=[query(f'DEALLOCATE "{our(1)}"')])
+        .server(done("DEALLOCATE"), ready())
+        .client(bind("s"), SYNC)
+        .server(error(), ready())
+        .client(query("deallocate prepare Nobody"))
+        .server(error(), ready())
+        .unlink()
+    )
+
+
+def deallocate_where_it_is_not_prepared() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(query('deallocate "s";'), becomes=[parse(our(1), ""), query(f'deallocate "{our(1)}";')])
+        .server(PARSED, done("DEALLOCATE"), ready(), becomes=[done("DEALLOCATE"), ready()])
+        .unlink()
+        .link("a")
+        .client(parse("s"), SYNC, becomes=[close(our(1)), parse(our(1)), SYNC])
+        .server(CLOSED, PARSED, ready(), becomes=[PARSED, ready()])
+        .unlink()
+    )
+
+
+def deallocate_in_a_failed_transaction() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("a")
+        .client(query("begin"), query("bad"))
+        .server(done("BEGIN"), ready("T"), error(), ready("E"))
+        .client(query("deallocate s"), becomes=[query(f'deallocate "{our(1)}"')])
+        .server(error("current transaction is aborted", "25P02"), ready("E"))
+        .client(query("rollback"), bind("s"), SYNC, becomes=[query("rollback"), bind(our(1)), SYNC])
+        .server(done("ROLLBACK"), ready(), BOUND, ready())
+        .unlink()
+    )
+
+
+def execute_by_name() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(query("execute s(1)"), becomes=[parse(our(1)), SYNC, query(f'execute "{our(1)}"(1)')])
+        .server(PARSED, ready(), COLUMNS, row(b"1"), done(), ready(), becomes=[COLUMNS, row(b"1"), done(), ready()])
+        .client(query("EXECUTE S"), becomes=[query(f'EXECUTE "{our(1)}"')])
+        .server(done(), ready())
+        .unlink()
+    )
+
+
+def deallocate_all() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("a")
+        .client(query("deallocate all"))
+        .server(done("DEALLOCATE ALL"), ready())
+        .client(bind("s"), SYNC)
+        .server(error('prepared statement "s" does not exist', "26000"), ready())
+        .client(parse("s"), SYNC, becomes=[parse(our(2)), SYNC])
+        .server(PARSED, ready())
+        .unlink()
+    )
+
+
+def discard_all_with_more_behind_it() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("a")
+        .client(
+            query("discard all"),
+            parse("t", "two"),
+            bind("s"),
+            SYNC,
+            becomes=[query("discard all"), parse(our(2), "two"), bind(our(1)), SYNC],
+        )
+        .server(done("DISCARD ALL"), ready(), PARSED, error(f'"{our(1)}" does not exist'), ready())
+        .client(bind("t"), SYNC, becomes=[bind(our(2)), SYNC])
+        .server(BOUND, ready())
+        .unlink()
+        .of(1)
+        .link("a")
+        .client(parse("x", "two"), SYNC, becomes=[close(our(2)), parse(our(2), "two"), SYNC])
+        .server(CLOSED, PARSED, ready(), becomes=[PARSED, ready()])
+        .unlink()
+    )
+
+
+def outdated_plan() -> PooledTranscript:
+    return (
+        names_are_rewritten()
+        .link("a")
+        .client(bind("s"), SYNC, becomes=[bind(our(1)), SYNC])
+        .server(error("cached plan must not change result type", "0A000"), ready())
+        .client(close("s"), parse("s"), SYNC, becomes=[close(ABSENT), parse(our(2)), SYNC])
+        .server(CLOSED, PARSED, ready())
+        .unlink()
+    )
+
+
+def a_setting_goes_along() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(query("set search_path = x"))
+        .server(done("SET"), ready())
+        .settle(asks("search_path"), b"x")
+        .unlink()
+        .of(1)
+        .link("a", query('RESET "search_path"'))
+        .server(done("RESET"), ready(), becomes=[])
+        .idle()
+        .client(query("select"))
+        .server(done(), ready())
+        .unlink()
+        .of(0)
+        .link("a", set_config(search_path="x"))
+        .server(COLUMNS, row(b"x"), done(), ready(), becomes=[])
+        .client(query("select"))
+        .server(done(), ready())
+        .unlink()
+        .link("a")
+    )
+
+
+def set_local_is_no_setting_of_the_session() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(query("begin"), query("set local a.b = 1"), query("commit"))
+        .server(done("BEGIN"), ready("T"), done("SET"), ready("T"), done("COMMIT"), ready())
+        .unlink()
+    )
+
+
+def rolled_back() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(query("begin"), query("set a.b = 1"), query("rollback"))
+        .server(done("BEGIN"), ready("T"), done("SET"), ready("T"), done("ROLLBACK"), ready())
+        .settle(asks("a.b"), None)
+        .unlink()
+        .of(1)
+        .link("a")
+    )
+
+
+def set_by_prepared_statement() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(
+            parse("s", "select set_config('a.b', $1, false)"),
+            SYNC,
+            becomes=[parse(our(1), "select set_config('a.b', $1, false)"), SYNC],
+        )
+        .server(PARSED, ready())
+        .unlink()
+        .link("a")
+        .client(bind("s"), execute(), SYNC, becomes=[bind(our(1)), execute(), SYNC])
+        .server(BOUND, row(b"1"), done(), ready())
+        .settle(asks("a.b"), b"1")
+        .unlink()
+    )
+
+
+def a_reported_setting_changes_without_a_text() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(query("select f()"))
+        .server(status("TimeZone", "Asia/Tokyo"), row(b""), done(), ready())
+        .settle(asks("timezone"), b"Asia/Tokyo")
+        .unlink()
+        .of(1)
+        .link("a", query('RESET "timezone"'))
+        .server(done("RESET"), status("TimeZone", "UTC"), ready(), becomes=[])
+        .idle()
+    )
+
+
+def the_client_is_told_of_what_its_new_backend_reports() -> PooledTranscript:
+    transcript = PooledTranscript(linked=False)
+    transcript.link("a")
+    state = transcript.backends["a"]
+    transcript.client(query("x")).server(done(), ready()).unlink()
+    state.reported = {**state.reported, b"TimeZone": b"PST8PDT"}
+    return transcript.link("a", tells=status("TimeZone", "PST8PDT"))
+
+
+def the_role_goes_last_and_is_left_first() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(query("set log_statement = 'all'; set role joe"))
+        .server(done("SET"), done("SET"), status("is_superuser", "off"), ready())
+        .settle(asks("log_statement", "role"), b"all", b"joe")
+        .unlink()
+        .of(1)
+        .link("a", query('RESET ROLE;RESET "log_statement"'))
+        .server(done("RESET"), status("is_superuser", "on"), done("RESET"), ready(), becomes=[])
+        .client(query("set role joe"))
+        .server(done("SET"), status("is_superuser", "off"), ready())
+        .settle(asks("role"), b"joe")
+        .unlink()
+        .of(0)
+        .link(
+            "a",
+            query(
+                "RESET ROLE;SELECT pg_catalog.set_config( E'log_statement', E'all', false)"
+                ";SELECT pg_catalog.set_config( E'role', E'joe', false)"
+            ),
+        )
+    )
+
+
+def the_encoding_goes_first_and_alone() -> PooledTranscript:
+    return (
+        PooledTranscript({b"client_encoding": b"LATIN1", b"a.b": b"\xe9"}, linked=False)
+        .link("a", set_config(client_encoding="LATIN1") + _raw_set(b"\xe9"))
+        .server(COLUMNS, row(b"LATIN1"), done(), status("client_encoding", "LATIN1"), ready(), becomes=[])
+        .busy()
+        .server(COLUMNS, row(b"\xe9"), done(), ready(), becomes=[status("client_encoding", "LATIN1")])
+        .idle()
+    )
+
+
+def _raw_set(value: bytes) -> bytes:
+    text = b"SELECT pg_catalog.set_config( E'a.b', E'" + value + b"', false)\0"
+    return b"Q" + (len(text) + 4).to_bytes(4, "big") + text
+
+
+def reset_all_brings_back_the_start_up() -> PooledTranscript:
+    return (
+        PooledTranscript({b"application_name": b"psql"}, linked=False)
+        .link("a", set_config(application_name="psql"))
+        .server(row(b"psql"), done(), PSQL, ready(), becomes=[PSQL])
+        .client(query("set application_name = 'x'; set a.b = 1"))
+        .server(done("SET"), status("application_name", "x"), done("SET"), ready())
+        .settle(asks("a.b", "application_name"), b"1", b"x")
+        .client(query("reset all"))
+        .server(done("RESET"), status("application_name", ""), ready())
+        .settle(asks("a.b", "application_name"), b"", b"")
+        .unlink()
+        .link("a", set_config(application_name="psql"))
+    )
+
+
+def reset_of_a_start_up_setting() -> PooledTranscript:
+    return (
+        PooledTranscript({b"application_name": b"psql"}, linked=False)
+        .link("a", set_config(application_name="psql"))
+        .server(row(b"psql"), done(), PSQL, ready(), becomes=[PSQL])
+        .client(query("reset application_name"))
+        .server(done("RESET"), status("application_name", ""), ready())
+        .settle(asks("application_name"), b"")
+        .unlink()
+        .link("a", set_config(application_name="psql"))
+    )
+
+
+def notifications_during_our_query_reach_the_client() -> PooledTranscript:
+    transcript = (
+        PooledTranscript()
+        .client(query("listen c; set a.b = 1"))
+        .server(done("LISTEN"), done("SET"), ready())
+        .pinned(PIN_LISTEN)
+    )
+    assert transcript.pooled.settle()
+    return (
+        transcript.server(COLUMNS, NOTIFY, row(b"1", b"1"), done(), NOTIFY, ready(), becomes=[NOTIFY, NOTIFY])
+        .idle()
+        .pinned(PIN_LISTEN)
+    )
+
+
+def the_server_shuts_down_during_our_query() -> PooledTranscript:
+    transcript = PooledTranscript().client(query("set a.b = 1")).server(done("SET"), ready())
+    assert transcript.pooled.settle()
+    return transcript.server(error("terminating connection", "57P01", "FATAL"))
+
+
+def a_late_cancel_hits_our_query() -> PooledTranscript:
+    transcript = PooledTranscript().client(query("set a.b = 1")).server(done("SET"), ready())
+    assert_asks = transcript.pooled.settle()
+    transcript.server(error("canceling statement due to user request", "57014"), ready(), becomes=[])
+    assert not transcript.pooled.failed
+    assert transcript.pooled.settle() == assert_asks
+    return transcript.server(row(b"1"), done(), ready(), becomes=[]).idle().unlink()
+
+
+def a_cancel_hits_the_settings() -> PooledTranscript:
+    transcript = PooledTranscript({b"a.b": b"1"}, linked=False).link("a", set_config(**{"a.b": "1"}))
+    transcript.server(error("canceling statement", "57014"), ready(), becomes=[])
+    assert transcript.pooled.failed
+    assert transcript.pooled.retry() == set_config(**{"a.b": "1"})
+    return transcript.server(row(b"1"), done(), ready(), becomes=[]).idle().unlink()
+
+
+def settings_that_are_refused() -> PooledTranscript:
+    transcript = PooledTranscript({b"role": b"gone"}, linked=False).link("a", set_config(role="gone"))
+    transcript.server(error('role "gone" does not exist', "22023"), ready(), becomes=[])
+    assert transcript.pooled.failed
+    assert transcript.pooled.retry() == b""
+    assert b'role "gone" does not exist' in transcript.pooled.failure
+    return transcript
+
+
+def a_question_that_is_refused_pins() -> PooledTranscript:
+    transcript = PooledTranscript().client(query("set a.b = 1")).server(done("SET"), ready())
+    assert transcript.pooled.settle()
+    return transcript.server(error("permission denied", "42501"), ready(), becomes=[]).pinned(PIN_SETTINGS)
+
+
+def discard_all_unpins() -> PooledTranscript:
+    return (
+        a_question_that_is_refused_pins()
+        .client(query("discard all"))
+        .server(done("DISCARD ALL"), ready())
+        .pinned(0)
+        .unlink()
+    )
+
+
+def a_statement_too_long_to_keep() -> PooledTranscript:
+    long = "x" * (HOLD_LIMIT + 1)
+    return (
+        PooledTranscript()
+        .client(parse("", long), SYNC)
+        .server(PARSED, ready())
+        .pinned(PIN_LARGE)
+        .client(bind(), execute(), SYNC)
+        .server(BOUND, done("INSERT 0 1"), ready())
+        .pinned(PIN_LARGE)
+        .settle(b"")
+        .client(parse("", "short"), SYNC)
+        .server(PARSED, ready())
+        .pinned(0)
+        .unlink()
+    )
+
+
+def a_long_statement_with_a_name() -> PooledTranscript:
+    long = "x" * (HOLD_LIMIT + 1)
+    return (
+        PooledTranscript()
+        .client(parse("s", long), bind("s"), SYNC)
+        .server(PARSED, BOUND, ready())
+        .pinned(PIN_MEMORY)
+        .client(query("deallocate all"))
+        .server(done("DEALLOCATE ALL"), ready())
+        .pinned(0)
+    )
+
+
+def long_values_go_with_the_new_name() -> PooledTranscript:
+    rest = b"\0\0\0\1\0\2\0\0" + b"v" * 200_000 + b"\0\0"
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(bind("s", "", rest), execute(), SYNC, becomes=[parse(our(1)), bind(our(1), "", rest), execute(), SYNC])
+        .server(PARSED, BOUND, done(), ready(), becomes=[BOUND, done(), ready()])
+        .unlink()
+    )
+
+
+def pins_are_what_the_server_says() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(query("select pg_advisory_lock(1), temp from weather"))
+        .server(row(b"", b"1"), done(), ready())
+        .pinned(PIN_ADVISORY | PIN_TEMPORARY)
+        .settle(counts(PIN_ADVISORY, PIN_TEMPORARY), b"1", b"0")
+        .pinned(PIN_ADVISORY)
+        .client(query("select pg_advisory_unlock(1)"))
+        .server(row(b"t"), done(), ready())
+        .settle(counts(PIN_ADVISORY), b"0")
+        .pinned(0)
+        .unlink()
+        .link("a")
+        .client(query("select pg_advisory_xact_lock(1)"))
+        .server(row(b""), done(), ready())
+        .unlink()
+    )
+
+
+def pins_by_tag_and_their_end() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(query("listen a; prepare p as select 1; declare c cursor with hold for select 1"))
+        .server(done("LISTEN"), done("PREPARE"), done("DECLARE CURSOR"), ready())
+        .settle(counts(PIN_LISTEN, PIN_HOLD, PIN_PREPARE), b"1", b"1", b"1")
+        .pinned(PIN_LISTEN | PIN_HOLD | PIN_PREPARE)
+        .client(query("select"))
+        .server(done(), ready())
+        .settle(b"")
+        .client(query("unlisten *"))
+        .server(done("UNLISTEN"), ready())
+        .settle(counts(PIN_LISTEN, PIN_HOLD, PIN_PREPARE), b"0", b"1", b"1")
+        .client(query("close c"))
+        .server(done("CLOSE CURSOR"), ready())
+        .settle(counts(PIN_HOLD, PIN_PREPARE), b"0", b"1")
+        .client(query("deallocate p"))
+        .server(done("DEALLOCATE"), ready())
+        .settle(counts(PIN_PREPARE), b"0")
+        .unlink()
+    )
+
+
+def copy_and_its_strays() -> PooledTranscript:
+    transcript = (
+        PooledTranscript()
+        .client(query("copy t from stdin"))
+        .server(COPY_IN)
+        .client(copy_data())
+        .server(error(), ready())
+        .unlink()
+    )
+    more = transcript.pooled.without_strays(copy_data() + copy_data() + COPY_DONE + FLUSH + query("x"))
+    assert more == query("x")
+    return transcript
+
+
+SCRIPTS: dict[str, Callable[[], PooledTranscript]] = {
+    name: script
+    for name, script in list(globals().items())
+    if callable(script) and getattr(script, "__annotations__", {}).get("return") == "PooledTranscript"
+}
+LONG = {"a_statement_too_long_to_keep", "a_long_statement_with_a_name", "long_values_go_with_the_new_name"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script(name: str) -> None:
+    SCRIPTS[name]()
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS.keys() - LONG))
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 23])
+def test_script_cut_up(name: str, size: int) -> None:
+    run_cut(SCRIPTS[name], lambda data: [data[at : at + size] for at in range(0, len(data), size)])
+
+
+@pytest.mark.parametrize("name", sorted(LONG))
+@pytest.mark.parametrize("size", [5000, 9000, 65536, 100_000, 262_144])
+def test_long_script_cut_up(name: str, size: int) -> None:
+    run_cut(SCRIPTS[name], lambda data: [data[at : at + size] for at in range(0, len(data), size)])
