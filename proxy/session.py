@@ -32,8 +32,9 @@ LOST: Final = error_response(
     detail="The transaction that was running, if any, was rolled back or its outcome is unknown.",
 )
 BREACHED: Final = error_response("25006", "this session is read-only, but something in it turned that off")
-# While a client's own messages wait for a backend, at most this much of them is read.
-_WRITE_HIGH: Final = 256 * 1024
+# While a client's own messages wait for a backend, about this much of them is read. Not to read at all would hide
+# that the client has left, and it would keep its place in the queue.
+_PENDING_LIMIT: Final = 16 * 1024
 
 
 class Session(asyncio.Protocol):
@@ -277,7 +278,7 @@ class RelayedTalk(Conversation):
 class PooledSession(Session):
     """A client that borrows a backend for each transaction."""
 
-    __slots__ = ("_applying", "_greeted", "_pending", "_pool", "_talk", "_waiting")
+    __slots__ = ("_applying", "_greeted", "_half_closed", "_pending", "_pool", "_talk", "_waiting")
 
     def __init__(
         self, context: WorkerContext, login: Login, transport: asyncio.Transport, pool: BackendPool, pending: bytes
@@ -288,6 +289,7 @@ class PooledSession(Session):
         self._pending = pending  # bytes of the client that wait for a backend, or for a cancel to be over
         self._waiting = False
         self._greeted = False
+        self._half_closed = False  # the client has sent all it will
         self._applying = False  # the client's settings are being put in place; its bytes wait until they are
 
     @property
@@ -331,7 +333,7 @@ class PooledSession(Session):
             self._link(backend)
         elif not self._leaving:
             self._waiting = True
-            self.transport.pause_reading()
+            self._hold_back()
 
     def granted(self, backend: Backend) -> None:
         self._waiting = False
@@ -393,9 +395,13 @@ class PooledSession(Session):
         if not data:
             return
         if backend is not None or self._waiting or not self._greeted:
-            self.transport.pause_reading()
+            self._hold_back()
         elif self._worth_a_backend(data):
             self._borrow()
+
+    def _hold_back(self) -> None:
+        if len(self._pending) > _PENDING_LIMIT:
+            self.transport.pause_reading()
 
     def _worth_a_backend(self, data: bytes) -> bool:
         """A backend is taken for a whole message, or for one so long that it must stream: a client that sends a byte
@@ -463,6 +469,16 @@ class PooledSession(Session):
             self._answered()
         if talk.idle:
             self._transaction_over(backend)
+        if self._half_closed and not self._answers_coming():
+            self.transport.close()
+
+    def eof_received(self) -> bool:
+        """The client has sent all it will; as with the server, it may still read its answers."""
+        self._half_closed = not self.login.tls and self._answers_coming()
+        return self._half_closed
+
+    def _answers_coming(self) -> bool:
+        return self._waiting or (self.backend is not None and (self._applying or self._talk.answers_coming))
 
     def _transaction_over(self, backend: Backend) -> None:
         talk = self._talk

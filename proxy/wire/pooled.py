@@ -28,6 +28,7 @@ from proxy.wire.frames import (
     DATA_ROW,
     DESCRIBE,
     FLUSH,
+    FUNCTION_CALL,
     HEADER,
     HOLD_LIMIT,
     LARGE_LIMIT,
@@ -92,18 +93,17 @@ _STRAY_KINDS: Final = frozenset({COPY_DATA, COPY_DONE, COPY_FAIL, FLUSH})
 _APPLY: Final = 0
 _CAPTURE: Final = 1
 _PARSED: Final = 2
+_RESTORE: Final = 3
 # Added to the entry of a Query for which there is a note in ``_changes``.
 _NOTED: Final = 0x400
 
 
 class _Own(NamedTuple):
-    """A query of the proxy's own: what for, the settings and pins it asks about, and whether RESET ALL was seen."""
+    """A query of the proxy's own: what for, and the settings and pins it asks about."""
 
     what: int
     names: tuple[bytes, ...] = ()
     pins: tuple[int, ...] = ()
-    everything: bool = False
-    to_default: frozenset[bytes] = frozenset()
 
 
 class BackendState:
@@ -259,6 +259,14 @@ class PooledConversation(Conversation):
         return data[pos:] if pos else data
 
     @property
+    def answers_coming(self) -> bool:
+        """Whether the server will answer up to a ReadyForQuery without another word of the client."""
+        asked = [entry for entry in self.owed if entry != COPY_DONE]
+        if self._streaming or self._copy_in or not asked:
+            return False
+        return asked[-1] & _KIND in (QUERY, SYNC, FUNCTION_CALL)
+
+    @property
     def releasable(self) -> bool:
         """Whether the backend can be given to another client now; asked after `settle` had nothing more to do."""
         return self.idle and not self.pins and not self._own_failed
@@ -282,7 +290,13 @@ class PooledConversation(Conversation):
             return self._capture(own)
         pins = tuple(pin for pin in STILL_NEEDED if self.pins & pin) if self._freeing else ()
         names = self._names_to_capture() if self._touched or self.reported is not self._at_link else ()
-        own = _Own(_CAPTURE, names, pins, self._everything, frozenset(self._to_default))
+        own = _Own(_CAPTURE, names, pins)
+        # What goes back to its default goes to what the client asked for at its start-up, not to the backend's own.
+        restored = (
+            self._initial.items()
+            if self._everything
+            else [item for item in self._initial.items() if item[0] in self._to_default]
+        )
         self._touched = self._everything = self._freeing = False
         self._blind = self._blind and bool(self.pins & PIN_MEMORY)  # it may be prepared under a name of its own
         self._set_texts.clear()
@@ -292,7 +306,11 @@ class PooledConversation(Conversation):
         self._tries = 0
         if not names and not pins:
             return b""
-        return self._capture(own)
+        before = b""
+        if restored:
+            self._send_own(_Own(_RESTORE))
+            before = message(b"Q", settings_batches({}, dict(restored))[0] + b"\0")
+        return before + self._capture(own)
 
     def _capture(self, own: _Own) -> bytes:
         self._captured = []
@@ -312,14 +330,14 @@ class PooledConversation(Conversation):
                 found = settings_named(text)
                 names |= found.names
                 count += found.count
-                self._to_default |= found.to_default
+                self._to_default = (self._to_default - found.names) | found.to_default
                 self._everything = self._everything or found.everything
                 if found.opaque or found.names & UNTRACKABLE:
                     self._pin(PIN_SETTINGS)
             if count < self._set_tags:
                 self._pin(PIN_SETTINGS)  # a SET that was not understood
             if self._everything:
-                names |= self.settings.keys()
+                names |= self.settings.keys() | self._initial.keys()
         names -= UNTRACKABLE
         if len(names) > NAMES_LIMIT:
             self._pin(PIN_SETTINGS)
@@ -708,7 +726,7 @@ class PooledConversation(Conversation):
             return self._report_differences()
         if own.what == _CAPTURE:
             self._learn(own)
-        return b""
+        return self._report_differences() if own.what == _RESTORE else b""
 
     def _learn(self, own: _Own) -> None:
         """Takes up what the server answered about the session's state at the end of a transaction."""
@@ -729,15 +747,8 @@ class PooledConversation(Conversation):
         if not self._can_carry(settings):
             self._pin(PIN_SETTINGS)
             return
-        self.backend.settings = settings
-        # What goes back to its default goes to what the client asked for at its start-up, not to the backend's own.
-        back = (
-            self._initial
-            if own.everything
-            else {name: self._initial[name] for name in own.to_default if name in self._initial}
-        )
-        self.settings = {**settings, **back}
-        self.backend.settings = settings
+        self.settings = settings
+        self.backend.settings = dict(settings)
         self._at_link = self.reported
 
     def _can_carry(self, settings: dict[bytes, bytes]) -> bool:

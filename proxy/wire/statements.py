@@ -136,6 +136,8 @@ def _note(found: NamedSettings, match: re.Match[bytes]) -> None:
     found.names.update(names)
     if match["verb"] or match["default"]:
         found.to_default.update(names)
+    else:
+        found.to_default.difference_update(names)
 
 
 def _dotted(name: bytes) -> list[bytes]:

@@ -14,12 +14,19 @@ from tests.faults.state import resident, settled, watch
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
 from tests.support.tcpfault import Direction, TcpFault
-from tests.support.wireclient import Lost, ServerError, WireClient
+from tests.support.wireclient import ServerError, WireClient
 
 HANGING = 10.0
 """Seconds after which a client that has heard nothing counts as left hanging."""
 WORDS = {"57P03", "08006", "57P01"}
 """What a client may be told when the server's side of its connection broke; or nothing, as when a server dies."""
+
+
+async def behind(proxy: StartProxy, fault: TcpFault, **settings: object) -> Proxy:
+    """A proxy whose server is reached through `fault`, which needs this thread's loop while the proxy starts."""
+    dsn = f"postgresql://postgres@{fault.host}:{fault.port}/postgres"
+    target: Proxy = await asyncio.to_thread(proxy, upstream=dsn, server_tls_mode="disable", **settings)
+    return target
 
 
 async def talk(server: TcpFault | Proxy, database: str) -> str:
@@ -63,8 +70,7 @@ async def test_the_servers_side_cut_at_every_step(
 ) -> None:
     """Cut after N bytes, for N over login and queries: an answer, an error or the end, and never a wait."""
     async with TcpFault(postgres) as fault:
-        dsn = f"postgresql://postgres@{fault.host}:{fault.port}/postgres"
-        target = proxy(upstream=dsn, pool_mode=mode, workers=1, connect_timeout=5, server_tls_mode="disable")
+        target = await behind(proxy, fault, pool_mode=mode, workers=1, connect_timeout=5)
         watcher = await watch(postgres)
         total = (await measure(fault, target, database))[direction]
         outcomes: dict[str, int] = {}
@@ -102,15 +108,14 @@ async def test_the_clients_side_cut_at_every_step(
             assert await talk(fault, database) in ("lost", "served")
         fault.heal()
         # Two of two backends must be there to be had.
-        assert await asyncio.gather(talk(fault, database), talk(fault, database)) == ["served", "served"]
+        assert set(await asyncio.gather(talk(fault, database), talk(fault, database))) == {"served"}
         await settled(target, watcher, database, idle=2)
         print(f"\nclients cut {direction}, {mode} mode: iterations {len(cuts)}, {total} bytes")
 
 
 async def test_cut_under_load(proxy: StartProxy, postgres: Postgres, database: str, mode: str) -> None:
     async with TcpFault(postgres) as fault:
-        dsn = f"postgresql://postgres@{fault.host}:{fault.port}/postgres"
-        target = proxy(upstream=dsn, pool_mode=mode, workers=2, server_tls_mode="disable")
+        target = await behind(proxy, fault, pool_mode=mode, workers=2)
         report = Report(f"all server connections cut, {mode} mode", least=4)
         async with Load(target, database, clients=8, transactions=True) as load:
             for _ in range(3):
@@ -125,15 +130,14 @@ async def test_cut_under_load(proxy: StartProxy, postgres: Postgres, database: s
 
 async def test_a_slow_network_that_tears_everything_apart(proxy: StartProxy, postgres: Postgres, mode: str) -> None:
     """Three bytes at a time on both sides: every header arrives in pieces, and every answer is right."""
-    async with TcpFault(postgres) as behind:
-        dsn = f"postgresql://postgres@{behind.host}:{behind.port}/postgres"
-        target = proxy(upstream=dsn, pool_mode=mode, workers=1, server_tls_mode="disable")
-        async with TcpFault(target) as before:
-            behind.piece = before.piece = 3
-            assert await talk(before, "postgres") == "served"  # type: ignore[arg-type]
-            behind.piece = before.piece = 701
-            before.delay = behind.delay = 0.002
-            client = await WireClient.connect(before)
+    async with TcpFault(postgres) as server_side:
+        target = await behind(proxy, server_side, pool_mode=mode, workers=1)
+        async with TcpFault(target) as client_side:
+            server_side.piece = client_side.piece = 3
+            assert await talk(client_side, "postgres") == "served"
+            server_side.piece = client_side.piece = 701
+            client_side.delay = server_side.delay = 0.002
+            client = await WireClient.connect(client_side)
             rows = await client.query("select n, repeat(n::text, 40) from generate_series(1000, 1500) n")
             assert rows == [(str(n), str(n) * 40) for n in range(1000, 1501)]
             await client.close()
@@ -142,8 +146,7 @@ async def test_a_slow_network_that_tears_everything_apart(proxy: StartProxy, pos
 async def test_a_server_that_goes_silent_at_login(proxy: StartProxy, postgres: Postgres, mode: str) -> None:
     """connect_timeout ends the wait for a server that accepts and says nothing; then the network heals."""
     async with TcpFault(postgres) as fault:
-        dsn = f"postgresql://postgres@{fault.host}:{fault.port}/postgres"
-        target = proxy(upstream=dsn, pool_mode=mode, workers=1, connect_timeout=1, server_tls_mode="disable")
+        target = await behind(proxy, fault, pool_mode=mode, workers=1, connect_timeout=1)
         fault.silent = True
         started = time.monotonic()
         with pytest.raises(ServerError, match=r"57P03.*timed out"):
@@ -156,8 +159,7 @@ async def test_a_server_that_goes_silent_at_login(proxy: StartProxy, postgres: P
 async def test_a_server_that_does_not_read(proxy: StartProxy, postgres: Postgres, mode: str) -> None:
     """A long COPY towards a network that stands still: the client is held back, and memory stays as it is."""
     async with TcpFault(postgres) as fault:
-        dsn = f"postgresql://postgres@{fault.host}:{fault.port}/postgres"
-        target = proxy(upstream=dsn, pool_mode=mode, workers=1, server_tls_mode="disable")
+        target = await behind(proxy, fault, pool_mode=mode, workers=1)
         client = await WireClient.connect(target)
         await client.query("create temporary table copied (t text)")
         client.send(query("copy copied from stdin"))
@@ -166,16 +168,19 @@ async def test_a_server_that_does_not_read(proxy: StartProxy, postgres: Postgres
         before = resident(worker)
         fault.silent = True
         row = message(b"d", b"x" * 8191 + b"\n")
-        with pytest.raises(TimeoutError):
+        sent = 0
+        try:
             async with asyncio.timeout(2):
-                for _ in range(20_000):
+                while sent < 20_000:
                     client.send(row)
+                    sent += 1
                     await client.writer.drain()
-        grown = resident(worker) - before
-        assert grown < 8 << 20, f"the worker grew by {grown >> 20} MB"
+        except TimeoutError:
+            grown = resident(worker) - before
+            assert grown < 8 << 20, f"the worker grew by {grown >> 20} MB"
+        else:
+            pytest.fail("160 MB were taken from the client while the server took nothing")
         fault.silent = False
         client.send(message(b"c", b""))
-        with pytest.raises((ServerError, Lost)):
-            # The last row was sent in part only where the wait was given up in the middle of it; else all is well.
-            await client.until_ready()
-            raise Lost
+        await client.until_ready()
+        assert await client.value("select count(*) from copied") == str(sent)

@@ -184,7 +184,7 @@ async def sql_prepared_and_cursor(target: Proxy, database: str) -> WireClient:
 
 
 UNTOUCHED = (
-    "select current_setting('work_mem') = (select reset_val from pg_settings where name = 'work_mem'),"
+    "select (select setting = reset_val from pg_settings where name = 'work_mem'),"
     " current_user, current_setting('statement_timeout'), pg_current_xact_id_if_assigned() is null,"
     " (select count(*) from pg_listening_channels()), (select count(*) from pg_prepared_statements where from_sql),"
     " (select count(*) from pg_cursors), (select count(*) from pg_class where relnamespace = pg_my_temp_schema()),"

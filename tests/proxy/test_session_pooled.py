@@ -7,7 +7,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from proxy.wire.messages import message, query
+from proxy.wire.messages import message, query, startup_message
 from tests.conftest import StartProxy
 from tests.proxy.pooled_fixtures import backend_gone, backends, clients, sample, waits
 from tests.proxy.wire.transcript import COPY_DONE, SYNC, bind, close, copy_data, describe, execute, parse
@@ -211,7 +211,8 @@ async def test_the_application_s_name(one: Proxy, database: str) -> None:
         assert first.parameters["application_name"] == "first"
         await first.query("set application_name = 'other'; reset application_name")
         assert await first.value("show application_name") == "first"
-        await first.query("set application_name = 'other'; discard all")
+        await first.query("set application_name = 'other'")
+        await first.query("discard all")
         assert await first.value("show application_name") == "first"
 
 
@@ -452,8 +453,6 @@ async def test_a_backend_that_is_killed(one: Proxy, database: str, postgres: Pos
 
 
 async def test_a_query_sent_with_the_start_up(one: Proxy, database: str) -> None:
-    from proxy.wire.messages import startup_message
-
     for _ in range(2):  # the first one opens the pool
         client = await WireClient.open(one)
         client.send(startup_message({"user": "postgres", "database": database}) + query("select 1"))
@@ -468,10 +467,8 @@ async def test_a_query_sent_with_the_goodbye(one: Proxy, database: str) -> None:
         first.send(query("insert into t values (1)") + message(b"X", b""))
         await first.until_closed()
 
-        async def there() -> bool:
-            return await second.query("select * from t") == [("1",)]
-
-        await eventually(there)
+        await second.query("select pg_advisory_lock(1)")  # on the next backend: the first one ended with its client
+        await eventually(lambda: one.postgres.sql("select a from t", database) == "1")
 
 
 async def test_answers_reach_a_client_that_has_sent_all(one: Proxy, database: str) -> None:
@@ -479,3 +476,13 @@ async def test_answers_reach_a_client_that_has_sent_all(one: Proxy, database: st
         client.send(query("select 1 from pg_sleep(0.1)"))
         client.writer.write_eof()
         assert [kind for kind, _ in await client.until_closed()] == [b"T", b"D", b"C", b"Z"]
+
+
+@pytest.mark.parametrize("sent", [query("begin"), query("copy t from stdin"), parse() + bind() + execute(), b"Q\0\0"])
+async def test_a_client_that_ends_in_the_middle_of_things(one: Proxy, database: str, sent: bytes) -> None:
+    async with clients(one, database, 2) as (first, second):
+        await second.query("create table t (a int)")
+        first.send(sent)
+        first.writer.write_eof()
+        await first.until_closed()
+        assert await second.value("select 1") == "1"

@@ -33,6 +33,7 @@ from tests.proxy.wire.transcript import (
     PARAMETERS,
     PARSED,
     SYNC,
+    assert_same,
     bind,
     close,
     copy_data,
@@ -483,32 +484,55 @@ def _raw_set(value: bytes) -> bytes:
     return b"Q" + (len(text) + 4).to_bytes(4, "big") + text
 
 
-def reset_all_brings_back_the_start_up() -> PooledTranscript:
+def psql() -> PooledTranscript:
     return (
         PooledTranscript({b"application_name": b"psql"}, linked=False)
         .link("a", set_config(application_name="psql"))
         .server(row(b"psql"), done(), PSQL, ready(), becomes=[PSQL])
+    )
+
+
+def _restored(transcript: PooledTranscript, *names: str, values: tuple[bytes, ...]) -> PooledTranscript:
+    """Our queries when something went back to its default: the start-up's value first, then what there is now."""
+    assert_same(transcript.pooled.settle(), set_config(application_name="psql") + asks(*names))
+    return (
+        transcript.server(row(b"psql"), done(), PSQL, ready(), becomes=[PSQL])
+        .busy()
+        .server(COLUMNS, row(*values), done(), ready(), becomes=[])
+        .unlink()
+        .link("a")
+    )
+
+
+def reset_all_brings_back_the_start_up() -> PooledTranscript:
+    transcript = (
+        psql()
         .client(query("set application_name = 'x'; set a.b = 1"))
         .server(done("SET"), status("application_name", "x"), done("SET"), ready())
         .settle(asks("a.b", "application_name"), b"1", b"x")
         .client(query("reset all"))
         .server(done("RESET"), status("application_name", ""), ready())
-        .settle(asks("a.b", "application_name"), b"", b"")
-        .unlink()
-        .link("a", set_config(application_name="psql"))
     )
+    return _restored(transcript, "a.b", "application_name", values=(b"", b"psql"))
 
 
 def reset_of_a_start_up_setting() -> PooledTranscript:
+    transcript = (
+        psql()
+        .client(query("set application_name = x; set application_name to default"))
+        .server(done("SET"), done("SET"), status("application_name", ""), ready())
+    )
+    return _restored(transcript, "application_name", values=(b"psql",))
+
+
+def reset_and_set_again() -> PooledTranscript:
     return (
-        PooledTranscript({b"application_name": b"psql"}, linked=False)
-        .link("a", set_config(application_name="psql"))
-        .server(row(b"psql"), done(), PSQL, ready(), becomes=[PSQL])
-        .client(query("reset application_name"))
-        .server(done("RESET"), status("application_name", ""), ready())
-        .settle(asks("application_name"), b"")
+        psql()
+        .client(query("reset application_name; set application_name = x"))
+        .server(done("RESET"), done("SET"), status("application_name", "x"), ready())
+        .settle(asks("application_name"), b"x")
         .unlink()
-        .link("a", set_config(application_name="psql"))
+        .link("a")
     )
 
 
@@ -677,7 +701,9 @@ def copy_and_its_strays() -> PooledTranscript:
 SCRIPTS: dict[str, Callable[[], PooledTranscript]] = {
     name: script
     for name, script in list(globals().items())
-    if callable(script) and getattr(script, "__annotations__", {}).get("return") == "PooledTranscript"
+    if not name.startswith("_")
+    and callable(script)
+    and getattr(script, "__annotations__", {}).get("return") == "PooledTranscript"
 }
 LONG = {"a_statement_too_long_to_keep", "a_long_statement_with_a_name", "long_values_go_with_the_new_name"}
 
