@@ -25,6 +25,7 @@ from proxy.wire.statements import databases_named
 if TYPE_CHECKING:
     from proxy.context import WorkerContext
 
+_now: Final = time.monotonic
 SHUTDOWN: Final = error_response("57P01", "terminating connection due to administrator command")
 LOST: Final = error_response(
     "08006",
@@ -99,9 +100,8 @@ class Session(asyncio.Protocol):
         self.context.log.event("protocol_error", level="warning", peer=self.login.peer, error=str(error))
         self.finish(error_response("08P01", str(error)))
 
-    def _answered(self) -> None:
-        """Bookkeeping for each ReadyForQuery that reached the client."""
-        talk = self.talk
+    def _answered(self, talk: Conversation) -> None:
+        """Bookkeeping for each ReadyForQuery that reached the client; about 0.7 us."""
         counters = self.counters
         counters.statements += talk.ready_count - self._ready_seen
         self._ready_seen = talk.ready_count
@@ -115,7 +115,7 @@ class Session(asyncio.Protocol):
             counters.steering_left_alone += talk.left_alone
             talk.left_alone = 0
         if not talk.owed and self._since:
-            took = time.monotonic() - self._since
+            took = _now() - self._since
             self._since = 0.0
             counters.observe_latency(took)
             if took * 1000 >= self.context.slow_ms:
@@ -218,7 +218,7 @@ class DedicatedSession(Session):
             self._violated(error)
             return
         if not self._since:
-            self._since = time.monotonic()
+            self._since = _now()
         if talk.terminated:
             self._send(backend, out)
         elif out:
@@ -235,7 +235,7 @@ class DedicatedSession(Session):
             self.counters.bytes_to_client += len(out)
             self.transport.write(out)
         if talk.ready_count != self._ready_seen:
-            self._answered()
+            self._answered(talk)
             if self._closing and talk.idle:
                 self.finish(SHUTDOWN)
 
@@ -422,7 +422,7 @@ class PooledSession(Session):
             self._violated(error)
             return
         if not self._since:
-            self._since = time.monotonic()
+            self._since = _now()
         if talk.databases_text is not None:
             self._clear_databases(backend, out)
         elif out:
@@ -466,7 +466,7 @@ class PooledSession(Session):
             self.counters.bytes_to_client += len(out)
             self.transport.write(out)
         if talk.ready_count != self._ready_seen:
-            self._answered()
+            self._answered(talk)
         if talk.idle:
             self._transaction_over(backend)
         if self._half_closed and not self._answers_coming():

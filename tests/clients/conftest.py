@@ -7,7 +7,7 @@ points the clients elsewhere: straight at the server, a failure is the test's ow
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,8 @@ Opener = Callable[[str], Proxy]
 TARGETS = os.environ.get("PILOTWIRE_CLIENT_TARGETS", ",".join(MODES)).split(",")
 PASSWORD = "it's a \u201csecret\u201d of 100 % @/:"
 HERE = Path(__file__).resolve().parent
+PROXIES = pytest.StashKey[list[Proxy]]()
+LOG_LINES = 60
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +40,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             message = f"{item.nodeid} needs the marker client(<name>), with a name of tests/clients/matrix.py."
             raise pytest.UsageError(message)
         item.user_properties += [("client", marker.args[0]), ("mode", callspec.params["mode"])]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows the end of the log of each proxy this process runs: it may be gone when somebody looks."""
+    report = yield
+    if report.failed:
+        for proxy in item.config.stash.get(PROXIES, []):
+            lines = proxy.log_text().splitlines()[-LOG_LINES:]
+            report.sections.append((f"log of the proxy in {proxy.settings['pool_mode']} mode", "\n".join(lines)))
+    return report
 
 
 @pytest.fixture(scope="session", params=TARGETS)
@@ -54,7 +67,9 @@ def _version(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def open_proxy(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opener]:
+def open_proxy(
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Opener]:
     """Opens the proxy for clients without TLS or password, once per mode."""
     with ExitStack() as stack:
 
@@ -62,6 +77,7 @@ def open_proxy(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> 
         def proxy_for(mode: str) -> Proxy:
             proxy = Proxy(postgres, tmp_path_factory.mktemp("open"), pool_mode=mode)
             stack.callback(proxy.close)
+            pytestconfig.stash.setdefault(PROXIES, []).append(proxy)
             return proxy
 
         yield proxy_for
@@ -75,7 +91,11 @@ def scram_user(postgres: Postgres) -> str:
 
 @pytest.fixture(scope="session")
 def secure_proxy(
-    postgres: Postgres, tls_files: TlsFiles, scram_user: str, tmp_path_factory: pytest.TempPathFactory
+    postgres: Postgres,
+    tls_files: TlsFiles,
+    scram_user: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
 ) -> Iterator[Opener]:
     """Opens the proxy for clients that verify its certificate and log in by SCRAM, once per mode."""
     folder = tmp_path_factory.mktemp("secure")
@@ -97,6 +117,7 @@ def secure_proxy(
                 client_tls_key=str(tls_files.server_key),
             )
             stack.callback(proxy.close)
+            pytestconfig.stash.setdefault(PROXIES, []).append(proxy)
             return proxy
 
         yield proxy_for
