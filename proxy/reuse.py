@@ -59,9 +59,10 @@ class ReusingSession(DedicatedSession):
         self.finish(response)
 
     def _send(self, backend: Backend, out: bytes) -> None:
-        if self._talk.terminated:
+        if not self._talk.owed:
             out = out.removesuffix(TERMINATE)
             self.transport.close()
+        # Where answers are still to come the Terminate goes along, and the server ends the connection behind them.
         if out:
             backend.transport.write(out)
 

@@ -16,7 +16,7 @@ from proxy.upstream.backend import Backend
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.pool import BackendPool
 from proxy.wire.conversation import Conversation
-from proxy.wire.frames import HOLD_LIMIT, NOTICE, TERMINATE, ProtocolViolation
+from proxy.wire.frames import FRONTEND_LIMITS, HOLD_LIMIT, NOTICE, TERMINATE, ProtocolViolation, violation
 from proxy.wire.messages import backend_key_data, error_fields, error_response, parameter_status, ready_for_query
 from proxy.wire.pins import PIN_NAMES
 from proxy.wire.pooled import PooledConversation
@@ -412,7 +412,10 @@ class PooledSession(Session):
         if len(data) < 5:
             return False
         length = int.from_bytes(data[1:5], "big")
-        return len(data) > length or length > HOLD_LIMIT or length < 4
+        if length < 4 or length > FRONTEND_LIMITS[data[0]]:
+            self._violated(violation(data[0], length))
+            return False
+        return len(data) > length or length > HOLD_LIMIT
 
     def _forward(self, backend: Backend, data: bytes) -> None:
         talk = self._talk
@@ -429,7 +432,8 @@ class PooledSession(Session):
             # A Terminate goes along: what stands before it is to be run, and the backend ends with its client.
             backend.transport.write(out)
         if talk.terminated:
-            self._leave()
+            if not self._answers_coming():
+                self._leave()
         elif talk.new_pins:
             self._count_pins()
 
@@ -484,6 +488,8 @@ class PooledSession(Session):
         talk = self._talk
         if backend.cancelling:
             return  # `after_cancel` comes back to this
+        if talk.terminated:
+            return  # the server, which has the client's Terminate too, ends the connection; nobody else may get it
         if self._applying:
             self._applied(backend)
             return

@@ -4,8 +4,8 @@ The modes are libpq's sslmode names. Towards clients a certificate of theirs is 
 check it by, and one that is shown must be valid; whether it is required is decided after the handshake, by the
 greeting, so that the client is told so in the server's own words and not by a TLS alert.
 
-Tickets and other means of resuming a session are off, as on the server: they cost memory for each connection, and
-PostgreSQL clients do not resume.
+TLS 1.3 tickets are off, as on the server: PostgreSQL clients do not resume sessions, and each would be one more message
+to make and send.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def client_context(settings: ProxySettings) -> ssl.SSLContext | None:
         raise TlsError(f"client_tls_mode is {mode} without a certificate: set client_tls_cert and client_tls_key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= (
-        ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
-    )
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    # Not OP_NO_TICKET: it makes OpenSSL remember each session itself, 2 kB for every connection there has ever been
+    # up to 20,480 of them, and ssl has no means to switch that off.
     context.num_tickets = 0
     context.set_alpn_protocols([ALPN])
     _load_pair(context, "client_tls", certificate, key or certificate)

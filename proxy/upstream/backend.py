@@ -32,6 +32,7 @@ class Backend(asyncio.Protocol):
     __slots__ = (
         "_early",
         "_on_end",
+        "_paused",
         "_taken",
         "address",
         "born",
@@ -76,6 +77,7 @@ class Backend(asyncio.Protocol):
         self.cancelling = 0
         self.lost = False
         self._taken = taken
+        self._paused = False
         self._early = early  # what came right behind the first ReadyForQuery
         self._on_end: Callable[[Backend], None] | None = None
 
@@ -130,8 +132,9 @@ class Backend(asyncio.Protocol):
 
     def read(self, *, wanted: bool) -> None:
         """Reads from the server, or leaves it waiting; nothing happens once the connection is ending."""
-        if self.lost or self.transport.is_closing():
+        if wanted is not self._paused or self.lost or self.transport.is_closing():
             return
+        self._paused = not wanted
         if wanted:
             self.transport.resume_reading()
         else:
@@ -161,8 +164,16 @@ class Backend(asyncio.Protocol):
                 raise ConnectionError("the server failed a check query")
             return
         self.owner = None
-        await self._taken.prove()
-        self._taken.take(self)
+        try:
+            await self._taken.prove()
+        finally:
+            if self.transport.is_closing():
+                # It ended while asyncpg had it: nobody told us.
+                self.connection_lost(None)
+            else:
+                self._taken.take(self)
+        if self.lost:
+            raise ConnectionError("the connection ended during a check")
 
 
 class _Alone:

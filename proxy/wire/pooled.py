@@ -235,7 +235,7 @@ class PooledConversation(Conversation):
     def adopt(self, reported: dict[bytes, bytes]) -> None:
         """What the client is told at its login: the pool's settings, with its own in their place."""
         own = {name: self._initial[name.lower()] for name in reported if name.lower() in self._initial}
-        self.reported = self._at_link = {**reported, **own} if own else reported
+        self.reported = self._at_link = self.registry.shared({**reported, **own} if own else reported)
 
     def unlink(self) -> bytes:
         """Gives the backend up; the beginning of a message that was kept back, to be brought along next time."""
@@ -283,6 +283,12 @@ class PooledConversation(Conversation):
 
     def settle(self) -> bytes:
         """At the end of a transaction: the query that must still be sent to know the session's state, or b""."""
+        if (
+            not (self._touched or self._freeing or self._set_texts or self.pins or self._blind)
+            and self.reported is self._at_link
+            and self._again is None
+        ):
+            return b""
         if self.pins & PIN_LARGE:
             return b""  # a query of ours would take the client's unnamed statement away; it is kept anyway
         if self._again is not None:
@@ -357,6 +363,8 @@ class PooledConversation(Conversation):
         theirs, ours = self.backend.reported, self.reported
         if theirs is ours:
             return b""
+        # Equal sets become one object, so that the test above is all that is needed from then on.
+        theirs = self.backend.reported = self.registry.shared(theirs)
         changed = [(name, value) for name, value in theirs.items() if ours.get(name) != value]
         self.reported = self._at_link = theirs
         return b"".join(message(b"S", name + b"\0" + value + b"\0") for name, value in changed)

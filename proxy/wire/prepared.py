@@ -17,6 +17,8 @@ from proxy.wire.statements import classify
 
 # What a prepared statement costs the server beside its text is far more than this; it keeps tiny texts from being free.
 _OVERHEAD: Final = 256
+# Clients differ in application_name at most, mostly; beyond so many sets the oldest is not shared any more.
+_REPORTED_SETS: Final = 1000
 
 
 class Statement:
@@ -49,6 +51,7 @@ class StatementRegistry:
         # A client must not be able to guess the names behind which other clients' statements stand.
         self.prefix: Final = b"pw_" + secrets.token_hex(4).encode() + b"_"
         self._statements: WeakValueDictionary[tuple[bytes, bytes], Statement] = WeakValueDictionary()
+        self._reported: OrderedDict[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]] = OrderedDict()
         self._serial = 0
 
     def intern(self, text: bytes, types: bytes) -> Statement:
@@ -58,6 +61,16 @@ class StatementRegistry:
             statement = Statement(self.prefix + str(self._serial).encode(), text, types)
             self._statements[text, types] = statement
         return statement
+
+    def shared(self, reported: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """One object for all equal sets of reported settings; it must not be changed by anybody."""
+        key = tuple(reported.items())
+        found = self._reported.get(key)
+        if found is None:
+            if len(self._reported) >= _REPORTED_SETS:
+                self._reported.popitem(last=False)
+            found = self._reported[key] = reported
+        return found
 
     def renew(self) -> None:
         """Statements prepared from now on get new names: after DDL an old name may stand for an outdated plan."""

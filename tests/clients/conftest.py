@@ -66,6 +66,13 @@ def _version(request: pytest.FixtureRequest) -> None:
         request.node.user_properties.append(("version", request.getfixturevalue("client_version")))
 
 
+def close(proxy: Proxy) -> None:
+    """Stop a proxy; an exception it caught on its way, though it cost one client only, fails the run."""
+    proxy.close()
+    internal = [line for line in proxy.log_text().splitlines() if " internal_error " in line]
+    assert not internal, f"{proxy!r} met what it did not expect: {internal[:10]}"
+
+
 @pytest.fixture(scope="session")
 def open_proxy(
     postgres: Postgres, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
@@ -76,7 +83,7 @@ def open_proxy(
         @cache
         def proxy_for(mode: str) -> Proxy:
             proxy = Proxy(postgres, tmp_path_factory.mktemp("open"), pool_mode=mode)
-            stack.callback(proxy.close)
+            stack.callback(close, proxy)
             pytestconfig.stash.setdefault(PROXIES, []).append(proxy)
             return proxy
 
@@ -116,7 +123,7 @@ def secure_proxy(
                 client_tls_cert=str(tls_files.server_cert),
                 client_tls_key=str(tls_files.server_key),
             )
-            stack.callback(proxy.close)
+            stack.callback(close, proxy)
             pytestconfig.stash.setdefault(PROXIES, []).append(proxy)
             return proxy
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 PAUSE = 0.01
@@ -22,12 +22,16 @@ def wait_until(condition: Callable[[], T], timeout: float = 10, what: str = "") 
     return value
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], timeout: float = 10, what: str = "") -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], timeout: float = 10, what: str = "") -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], timeout: float = 10, what: str = "") -> T: ...
+async def eventually(condition: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
     """The same for coroutines: `condition` may be a plain or an async function."""
     deadline = time.monotonic() + timeout
     while True:
         answer = condition()
-        value: T = await answer if inspect.isawaitable(answer) else answer
+        value = await answer if inspect.isawaitable(answer) else answer
         if value:
             return value
         if time.monotonic() > deadline:

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from tests.conftest import StartProxy
+from tests.conftest import StartPostgres, StartProxy
 from tests.proxy.pooled_fixtures import backend_gone, backends, clients, sample, waits
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
@@ -176,7 +176,7 @@ async def test_an_idle_backend_is_handed_back_to_asyncpg_and_taken_again(
 
 
 async def test_an_idle_backend_follows_the_server_s_configuration(
-    proxy: StartProxy, start_postgres: StartProxy
+    proxy: StartProxy, start_postgres: StartPostgres
 ) -> None:
     server = start_postgres()
     started = proxy(server, pool_mode="transaction", pool_size=1, pool_overflow=0, server_check_delay=1)
@@ -190,30 +190,26 @@ async def test_an_idle_backend_follows_the_server_s_configuration(
         assert client.parameters["TimeZone"] == "Asia/Tokyo"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_idle_backends_do_not_keep_a_database(proxy: StartProxy, postgres: Postgres, workers: int) -> None:
+    started = proxy(pool_mode="transaction", pool_size=2, workers=workers)
+    for text in (
         "drop database {0}",
         "create database {1} template {0}",
         'alter database "{0}" rename to {1}',
         "DROP DATABASE IF EXISTS {0}",
         "/* now */ create database {1} with template = {0} strategy file_copy",
-    ],
-)
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_idle_backends_do_not_keep_a_database(
-    proxy: StartProxy, database: str, postgres: Postgres, text: str, workers: int
-) -> None:
-    started = proxy(pool_mode="transaction", pool_size=2, workers=workers)
-    async with clients(started, database, 4) as opened, clients(started, "postgres", 1) as (admin,):
-        for client in opened:
-            await client.query("begin")
-        for client in opened:
-            await client.query("commit")
-        assert backends(postgres, database)
-        async with asyncio.timeout(4):  # the server itself would wait 5 s for them and give up
-            await admin.query(text.format(database, database + "x"))
-        assert await admin.query("select 1") == [("1",)]
+    ):
+        database = postgres.create_database()
+        async with clients(started, database, 4) as opened, clients(started, "postgres", 1) as (admin,):
+            for client in opened:
+                await client.query("begin")
+            for client in opened:
+                await client.query("commit")
+            assert backends(postgres, database)
+            async with asyncio.timeout(4):  # the server itself would wait 5 s for them and give up
+                await admin.query(text.format(database, database + "x"))
+            assert await admin.query("select 1") == [("1",)]
 
 
 async def test_a_database_in_use_is_kept(proxy: StartProxy, database: str) -> None:
@@ -239,13 +235,13 @@ async def test_idle_backends_being_checked_do_not_keep_a_database(proxy: StartPr
                 await admin.query(f"create database {database}_{turn} template {database} strategy wal_log")
 
 
-async def test_a_server_that_is_down(proxy: StartProxy, start_postgres: StartProxy) -> None:
+async def test_a_server_that_is_down(proxy: StartProxy, start_postgres: StartPostgres) -> None:
     server = start_postgres()
     started = proxy(server, pool_mode="transaction", pool_size=2)
     async with clients(started, "postgres", 2) as (first, second):
         await first.query("select 1")
         server.stop()
-        with pytest.raises(ServerError, match="57P0[13]"):
+        with pytest.raises(ServerError, match=r"57P0[13]"):
             await first.query("select 1")
         server.start()
 
