@@ -406,14 +406,14 @@ class PooledSession(Session):
     def _worth_a_backend(self, data: bytes) -> bool:
         """A backend is taken for a whole message, or for one so long that it must stream: a client that sends a byte
         now and then must not hold one."""
-        if data[0] == TERMINATE:
-            self._leave()
-            return False
         if len(data) < 5:
             return False
         length = int.from_bytes(data[1:5], "big")
         if length < 4 or length > FRONTEND_LIMITS[data[0]]:
             self._violated(violation(data[0], length))
+            return False
+        if data[0] == TERMINATE:
+            self._leave()
             return False
         return len(data) > length or length > HOLD_LIMIT
 

@@ -15,6 +15,8 @@ from tests.support.proxy import Proxy
 from tests.support.run import Run
 from tests.support.tls import TlsFiles, make_tls_files
 
+# The table of clients is kept where all reports pass: in the controller of a parallel run.
+pytest_plugins = ["tests.clients.matrix"]
 RUN = pytest.StashKey[Run]()
 StartProxy = Callable[..., Proxy]
 StartPostgres = Callable[..., Postgres]

@@ -195,7 +195,8 @@ class Proxy:
         self.stop()
         if not self.tracebacks_allowed:
             log = self.log_text()
-            assert "Traceback (most recent call last)" not in log, f"a traceback in the proxy's log:\n{log}"
+            for sign in ("Traceback (most recent call last)", "internal_error"):
+                assert sign not in log, f"{sign} in the proxy's log:\n{log}"
 
 
 def _toml(value: Any) -> str:
