@@ -18,6 +18,7 @@ COMPILED = [
     "proxy/wire/conversation.py",
     "proxy/wire/pins.py",
     "proxy/wire/carried.py",
+    "proxy/wire/session_state.py",
     "proxy/wire/pooled.py",
 ]
 

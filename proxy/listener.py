@@ -247,8 +247,10 @@ class Arrival:
             case SslRequest():
                 self._answer_ssl_request(sock)
             case GssRequest():
+                # Looked for before the answer: what comes after it is what the answer asked for.
+                clear_text = _has_more(sock)
                 sock.send(b"N")
-                if _has_more(sock):
+                if clear_text:
                     raise unencrypted_data_after("GSSAPI encryption request")
             case CancelRequest(pid, secret):
                 self._detach(sock)

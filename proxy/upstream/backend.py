@@ -9,7 +9,7 @@ from typing import Protocol
 from proxy.upstream.takeover import TakenConnection
 from proxy.wire.frames import ERROR, HEADER, IDLE, PARAMETER_STATUS, READY
 from proxy.wire.messages import TERMINATE, query
-from proxy.wire.pooled import BackendState
+from proxy.wire.session_state import BackendState
 
 
 class Owner(Protocol):

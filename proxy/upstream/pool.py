@@ -19,7 +19,7 @@ from proxy.upstream.backend import Backend, idle_message_is_harmless, reported_s
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.opener import Opener
 from proxy.wire.messages import error_response
-from proxy.wire.pooled import BackendState
+from proxy.wire.session_state import BackendState
 
 _CHECK_TIMEOUT: Final = 5.0
 

@@ -33,6 +33,16 @@ def framed(kind: bytes, length: int, body: bytes = b"") -> bytes:
     return kind + struct.pack("!i", length) + body
 
 
+@pytest.fixture(scope="module")
+def module_proxy_of(module_proxy: StartProxy) -> dict[str, Proxy]:
+    """One proxy of each mode for most tests here."""
+    limits = {"max_prepared_bytes": 1 << 20, "max_prepared_bytes_backend": 2 << 20}
+    return {
+        mode: module_proxy(pool_mode=mode, workers=1, login_timeout=1.5, log_connections=False, **limits)
+        for mode in ("session", "transaction")
+    }
+
+
 async def last_words(server: Proxy | Postgres, data: bytes) -> tuple[str, str, str]:
     """Severity, SQLSTATE and text of the error that a logged-in client gets for `data`, after which it is closed."""
     client = await WireClient.connect(server)
@@ -129,12 +139,6 @@ async def test_a_broken_body_is_answered_as_the_server_does(
     assert await answers(module_proxy_of[mode]) == await answers(postgres)
 
 
-@pytest.fixture(scope="module")
-def module_proxy_of(module_proxy: StartProxy) -> dict[str, Proxy]:
-    """One proxy of each mode for the many small tests here."""
-    return {mode: module_proxy(pool_mode=mode, workers=1, login_timeout=20) for mode in ("session", "transaction")}
-
-
 async def send_and_wait(target: Proxy, data: bytes, *, finish: bool = True) -> bytes:
     """Sends raw bytes, says no more, and reads to the end: what came back. TimeoutError when it stays open."""
     client = await WireClient.open(target)
@@ -152,9 +156,11 @@ async def send_and_wait(target: Proxy, data: bytes, *, finish: bool = True) -> b
 
 
 @pytest.mark.parametrize("count", scale(150, 10_000))
-async def test_random_bytes(proxy: StartProxy, postgres: Postgres, database: str, mode: str, count: int) -> None:
+async def test_random_bytes(
+    module_proxy_of: dict[str, Proxy], postgres: Postgres, database: str, mode: str, count: int
+) -> None:
     """As a start-up packet, as messages after login, and as a real conversation with some bytes changed."""
-    target = proxy(pool_mode=mode, workers=1)
+    target = module_proxy_of[mode]
     watcher = await watch(postgres)
     dice = random.Random(4711)
     startup = startup_message({"user": "postgres", "database": database})
@@ -205,9 +211,9 @@ async def test_half_open_connections(proxy: StartProxy, mode: str, count: int) -
     print(f"half-open connections: {count}")
 
 
-async def test_a_login_byte_by_byte(proxy: StartProxy, mode: str) -> None:
+async def test_a_login_byte_by_byte(module_proxy_of: dict[str, Proxy], mode: str) -> None:
     """Each byte comes in time, but the whole does not: login_timeout counts from the beginning."""
-    target = proxy(pool_mode=mode, workers=1, login_timeout=1.5)
+    target = module_proxy_of[mode]
     async with Neighbours(target):
         slow = [await WireClient.open(target) for _ in range(20)]
         started = time.monotonic()
@@ -277,10 +283,10 @@ async def test_clear_text_behind_an_ssl_request(proxy: StartProxy, tls_files: Tl
 
 @pytest.mark.parametrize("count", scale(4_000, 300_000))
 async def test_endless_parse_of_new_names(
-    proxy: StartProxy, postgres: Postgres, database: str, mode: str, count: int
+    module_proxy_of: dict[str, Proxy], postgres: Postgres, database: str, mode: str, count: int
 ) -> None:
     """4 kB of text under a new name each time: what is remembered is bounded by bytes, whoever pays for the rest."""
-    target = proxy(pool_mode=mode, workers=1, max_prepared_bytes=1 << 20, max_prepared_bytes_backend=2 << 20)
+    target = module_proxy_of[mode]
     filler = b"-" * 4000
     async with Neighbours(target, database, growth=16 << 20):
         client = await WireClient.connect(target, database)
@@ -297,9 +303,9 @@ async def test_endless_parse_of_new_names(
 
 @pytest.mark.parametrize("megabytes", scale(150, 5_000))
 async def test_a_client_that_never_reads(
-    proxy: StartProxy, postgres: Postgres, database: str, mode: str, megabytes: int
+    module_proxy_of: dict[str, Proxy], postgres: Postgres, database: str, mode: str, megabytes: int
 ) -> None:
-    target = proxy(pool_mode=mode, workers=1)
+    target = module_proxy_of[mode]
     watcher = await watch(postgres)
     async with Neighbours(target, database):
         deaf = await WireClient.connect(target, database)
@@ -319,9 +325,9 @@ async def test_a_client_that_never_reads(
     await settled(target, watcher, database, idle=20)
 
 
-async def test_flooding_with_small_messages(proxy: StartProxy, database: str, mode: str) -> None:
+async def test_flooding_with_small_messages(module_proxy_of: dict[str, Proxy], database: str, mode: str) -> None:
     """A million empty Syncs and Flushes in few packets: the worker's turn for others comes all the same."""
-    target = proxy(pool_mode=mode, workers=1)
+    target = module_proxy_of[mode]
     async with Neighbours(target, database):
         client = await WireClient.connect(target, database)
         reading = asyncio.create_task(_swallow(client))

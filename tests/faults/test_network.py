@@ -63,54 +63,58 @@ async def measure(fault: TcpFault, target: Proxy, database: str) -> dict[Directi
     return passed
 
 
+DIRECTIONS: tuple[Direction, Direction] = ("up", "down")
+
+
 @pytest.mark.parametrize("steps", scale(12, 400))
-@pytest.mark.parametrize("direction", ["up", "down"])
 async def test_the_servers_side_cut_at_every_step(
-    proxy: StartProxy, postgres: Postgres, database: str, mode: str, direction: Direction, steps: int
+    proxy: StartProxy, postgres: Postgres, database: str, mode: str, steps: int
 ) -> None:
     """Cut after N bytes, for N over login and queries: an answer, an error or the end, and never a wait."""
     async with TcpFault(postgres) as fault:
         target = await behind(proxy, fault, pool_mode=mode, workers=1, connect_timeout=5)
         watcher = await watch(postgres)
-        total = (await measure(fault, target, database))[direction]
-        outcomes: dict[str, int] = {}
-        cuts = sorted({total * step // steps for step in range(steps + 1)})
-        for cut in cuts:
-            fault.cut_after[direction] = cut
-            outcome = await talk(target, database)
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
-            assert outcome in WORDS | {"lost", "served"}, f"cut {direction} after {cut} of {total} bytes: {outcome}"
-            assert outcome != "served" or cut > total * 0.8, f"served in spite of a cut after {cut} of {total} bytes"
-            # In transaction mode a backend outlives the client; each cut is to meet a new one.
-            fault.heal()
-            fault.cut()
+        for direction in DIRECTIONS:
+            total = (await measure(fault, target, database))[direction]
+            outcomes: dict[str, int] = {}
+            cuts = sorted({total * step // steps for step in range(steps + 1)})
+            for cut in cuts:
+                fault.cut_after[direction] = cut
+                outcome = await talk(target, database)
+                outcomes[outcome] = outcomes.get(outcome, 0) + 1
+                assert outcome in WORDS | {"lost", "served"}, f"cut {direction} after {cut} of {total}: {outcome}"
+                assert outcome != "served" or cut > total * 0.8, f"served, and cut {direction} after {cut} of {total}"
+                # In transaction mode a backend outlives the client; each cut is to meet a new one.
+                fault.heal()
+                fault.cut()
+            print(f"\ncut {direction}, {mode} mode: iterations {len(cuts)}, {total} bytes, client saw {outcomes}")
+            assert len(cuts) - outcomes.get("served", 0) > len(cuts) // 2
         assert await talk(target, database) == "served"
         fault.cut()
         await settled(target, watcher, database)
-        print(f"\ncut {direction}, {mode} mode: iterations {len(cuts)}, {total} bytes, client saw {outcomes}")
-        assert outcomes.get("lost", 0) + outcomes.get("57P03", 0) + outcomes.get("08006", 0) > len(cuts) // 2
 
 
 @pytest.mark.parametrize("steps", scale(12, 400))
-@pytest.mark.parametrize("direction", ["up", "down"])
 async def test_the_clients_side_cut_at_every_step(
-    proxy: StartProxy, postgres: Postgres, database: str, mode: str, direction: Direction, steps: int
+    proxy: StartProxy, postgres: Postgres, database: str, mode: str, steps: int
 ) -> None:
     """A cut connection leaves no session and no backend behind; the next client finds everything in order."""
     target = proxy(pool_mode=mode, workers=1, pool_size=2, pool_overflow=0)
     watcher = await watch(postgres)
     async with TcpFault(target) as fault:
-        assert await talk(fault, database) == "served"
-        total = dict(fault.passed)[direction]
-        cuts = sorted({total * step // steps for step in range(steps)})
-        for cut in cuts:
-            fault.cut_after[direction] = cut
-            assert await talk(fault, database) in ("lost", "served")
+        for direction in DIRECTIONS:
+            fault.heal()
+            assert await talk(fault, database) == "served"
+            total = dict(fault.passed)[direction]
+            cuts = sorted({total * step // steps for step in range(steps)})
+            for cut in cuts:
+                fault.cut_after[direction] = cut
+                assert await talk(fault, database) in ("lost", "served")
+            print(f"\nclients cut {direction}, {mode} mode: iterations {len(cuts)}, {total} bytes")
         fault.heal()
         # Two of two backends must be there to be had.
         assert set(await asyncio.gather(talk(fault, database), talk(fault, database))) == {"served"}
         await settled(target, watcher, database, idle=2)
-        print(f"\nclients cut {direction}, {mode} mode: iterations {len(cuts)}, {total} bytes")
 
 
 async def test_cut_under_load(proxy: StartProxy, postgres: Postgres, database: str, mode: str) -> None:

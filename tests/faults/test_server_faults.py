@@ -56,7 +56,10 @@ async def test_busy_backends_terminated(
         # One may have become idle before the signal arrived, and then its pool replaces it unseen.
         least = killed if mode == "session" else 1
         await eventually(lambda: len(load.failures) >= least, 10, "the clients were told")
-    assert {failure.sqlstate for failure in load.failures} == {"57P01"}, load.failures
+    # Without a word where a query met the end of its connection: the server's reset then overtakes what it said.
+    kinds = {failure.sqlstate for failure in load.failures}
+    assert "57P01" in kinds, load.failures
+    assert kinds <= {"57P01", ""}, load.failures
     await settled(target, watcher, database, idle=60)
     report.notes.append(f"backends ended {killed}")
     report.close(load.failures, load.answered, killed)

@@ -9,9 +9,15 @@ import pytest
 from proxy.wire.messages import message, query
 from tests.faults.conftest import StartProxy, scale
 from tests.faults.neighbour import Neighbours
+from tests.support.proxy import Proxy
 from tests.support.wireclient import WireClient
 
 MEGABYTE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def module_proxy_of(module_proxy: StartProxy) -> dict[str, Proxy]:
+    return {mode: module_proxy(pool_mode=mode, workers=1, log_slow_ms=-1) for mode in ("session", "transaction")}
 
 
 async def drain(client: WireClient, pause: float) -> int:
@@ -31,9 +37,11 @@ async def drain(client: WireClient, pause: float) -> int:
 
 @pytest.mark.parametrize("megabytes", scale(200, 5_000))
 @pytest.mark.parametrize("rows", ["many", "huge"])
-async def test_a_large_result(proxy: StartProxy, database: str, mode: str, rows: str, megabytes: int) -> None:
+async def test_a_large_result(
+    module_proxy_of: dict[str, Proxy], database: str, mode: str, rows: str, megabytes: int
+) -> None:
     """As rows of 100 bytes, or as rows of 32 MB each; read by a client that is slower than the server."""
-    target = proxy(pool_mode=mode, workers=1, log_slow_ms=-1)
+    target = module_proxy_of[mode]
     size, count = (100, megabytes * MEGABYTE // 100) if rows == "many" else (32 * MEGABYTE, megabytes // 32)
     async with Neighbours(target, database):
         client = await WireClient.connect(target, database)
@@ -45,8 +53,8 @@ async def test_a_large_result(proxy: StartProxy, database: str, mode: str, rows:
 
 
 @pytest.mark.parametrize("megabytes", scale(100, 2_000))
-async def test_a_large_copy_in(proxy: StartProxy, database: str, mode: str, megabytes: int) -> None:
-    target = proxy(pool_mode=mode, workers=1, log_slow_ms=-1)
+async def test_a_large_copy_in(module_proxy_of: dict[str, Proxy], database: str, mode: str, megabytes: int) -> None:
+    target = module_proxy_of[mode]
     line = b"y" * 1023 + b"\n"
     block = message(b"d", line * 64) * 16
     async with Neighbours(target, database):

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from proxy.steering import LeaveAlone
 from proxy.wire.messages import query
-from proxy.wire.pooled import BackendState, PooledConversation
+from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import StatementRegistry
+from proxy.wire.session_state import BackendState
 from tests.proxy.wire import transcript as say
 from tests.proxy.wire.transcript import Cut, Transcript, assert_same
 

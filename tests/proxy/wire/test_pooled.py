@@ -525,6 +525,21 @@ def reset_of_a_start_up_setting() -> PooledTranscript:
     return _restored(transcript, "application_name", values=(b"psql",))
 
 
+def discard_all_brings_back_the_start_up() -> PooledTranscript:
+    return (
+        psql()
+        .client(query("set application_name = 'x'"))
+        .server(done("SET"), status("application_name", "x"), ready())
+        .settle(asks("application_name"), b"x")
+        .client(query("discard all"))
+        .server(done("DISCARD ALL"), status("application_name", ""), ready())
+        .unlink()
+        .link("a", set_config(application_name="psql"))
+        .server(row(b"psql"), done(), PSQL, ready(), becomes=[PSQL])
+        .idle()
+    )
+
+
 def reset_and_set_again() -> PooledTranscript:
     return (
         psql()
