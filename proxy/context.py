@@ -352,7 +352,8 @@ class WorkerContext:
         """Puts new settings in place; connections that exist keep what they were opened with."""
         self.settings = settings
         self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms >= 0 else float("inf")
-        self.tls.reload(settings)
+        for complaint in self.tls.reload(settings):
+            self.log.event("tls_kept", level="error", detail=complaint)
         await self.authenticator.reload(settings)
         for pool in self._pools.values():
             pool.settings = settings

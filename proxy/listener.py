@@ -24,7 +24,7 @@ import ssl
 from typing import Final
 
 from proxy.greeting import UNIX, Greeting, GreetingContext, log_refusal, refusal
-from proxy.tls import HANDSHAKE_SHUTDOWN
+from proxy.tls import HANDSHAKE_SHUTDOWN, fit_allocator, return_free_memory
 from proxy.wire.startup import (
     CancelRequest,
     FirstPacket,
@@ -43,6 +43,8 @@ ACCEPT_PAUSE: Final = 0.1
 """Seconds without accepting after the system refused a descriptor or memory."""
 MIN_ARRIVALS: Final = 100
 """Connections without a start-up message that are always allowed, however small ``max_clients``."""
+TIDY_SECONDS: Final = 30.0
+"""How often memory that TLS connections have freed is given back."""
 TIMER_SLACK: Final = 0.05
 """Seconds by which deadlines are rounded up, so that many of them are met by one wake-up."""
 
@@ -362,7 +364,7 @@ class Listener:
     a worker to have them counted together.
     """
 
-    __slots__ = ("_accepting", "_context", "_paused", "_read_only", "_sock", "lobby")
+    __slots__ = ("_accepting", "_context", "_paused", "_read_only", "_sock", "_tidied", "_tidy", "lobby")
 
     def __init__(
         self, context: GreetingContext, sock: socket.socket, *, read_only: bool, lobby: Lobby | None = None
@@ -372,6 +374,8 @@ class Listener:
         self._read_only = read_only
         self._accepting = False
         self._paused: asyncio.TimerHandle | None = None
+        self._tidy: asyncio.TimerHandle | None = None
+        self._tidied = 0
         self.lobby = Lobby(context) if lobby is None else lobby
 
     def __repr__(self) -> str:
@@ -385,8 +389,11 @@ class Listener:
             # Accepted sockets inherit both.
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        fit_allocator()
         self._accepting = True
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._sock.fileno(), self._accept)
+        self._tidy = loop.call_later(TIDY_SECONDS, self._tidy_up)
 
     def stop_accepting(self) -> None:
         """Accepts no more; connections that are logging in go on (``lobby.quiet`` waits for them)."""
@@ -396,6 +403,9 @@ class Listener:
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
+        if self._tidy is not None:
+            self._tidy.cancel()
+            self._tidy = None
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
     def _accept(self) -> None:
@@ -426,6 +436,13 @@ class Listener:
     def _resume(self) -> None:
         self._paused = None
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+
+    def _tidy_up(self) -> None:
+        handshakes = self._context.counters.tls_connections
+        if handshakes != self._tidied:
+            self._tidied = handshakes
+            return_free_memory()
+        self._tidy = asyncio.get_running_loop().call_later(TIDY_SECONDS, self._tidy_up)
 
 
 def _peer(sock: socket.socket, address: object) -> str:

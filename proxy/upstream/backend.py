@@ -141,11 +141,15 @@ class Backend(asyncio.Protocol):
             self.transport.pause_reading()
 
     def close(self, *, polite: bool) -> None:
-        """Ends the connection; what was written goes out first, and when ``polite`` a Terminate behind it."""
+        """Ends the connection: when ``polite`` with what was written and a Terminate behind it, else as it stands."""
         self.owner = None
         if not self.lost and not self.transport.is_closing():
             if polite:
                 self.transport.write(TERMINATE)
+            elif self.transport.get_write_buffer_size():
+                # The server does not read, perhaps since nobody reads its answer: the rest would never go out.
+                self.transport.abort()
+                return
             self.transport.close()
 
     def abort(self) -> None:

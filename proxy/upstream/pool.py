@@ -19,6 +19,7 @@ from proxy.upstream.backend import Backend, idle_message_is_harmless, reported_s
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.opener import Opener
 from proxy.wire.messages import error_response
+from proxy.wire.prepared import UNKNOWN
 from proxy.wire.session_state import BackendState
 
 _CHECK_TIMEOUT: Final = 5.0
@@ -244,6 +245,7 @@ class BackendPool:
                     raise ConnectionError("DISCARD ALL failed")
                 backend.state = BackendState(backend.state.reported, self.settings.max_prepared_bytes_backend)
                 await backend.prove()
+                backend.state.prepared.unnamed = UNKNOWN  # asyncpg left one
                 self._counters.handed_back += 1
         except (Exception, asyncio.CancelledError) as error:
             if backend in self._checking:

@@ -469,8 +469,10 @@ class Conversation:
         if head and head & _KIND not in _READY_REPLY:
             # An error in an extended batch: the server discards what follows, up to the next Sync.
             owed = self.owed
+            dropped = []
             while owed and owed[0] & _KIND != SYNC:
-                self._dropped(owed.popleft())
+                dropped.append(owed.popleft())
+            self._dropped(dropped)
             self._skipping = not owed
         return _REFUSAL if head & REFUSED else None
 
@@ -508,8 +510,8 @@ class Conversation:
     def _named_change(self) -> None:
         """A ParseComplete or CloseComplete passed."""
 
-    def _dropped(self, entry: int) -> None:
-        """The server will not answer this message: it failed, or stands behind one that failed."""
+    def _dropped(self, entries: list[int]) -> None:
+        """The server will not answer these messages: the first failed, the others stand behind it."""
 
     def _own_reply(self, kind: int, data: bytes, pos: int, end: int) -> None:
         """A message of the answer to a simple query of the proxy's own."""

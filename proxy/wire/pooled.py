@@ -8,7 +8,7 @@ carried (LISTEN, temporary tables, advisory locks, WITH HOLD cursors, SQL-level 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.steering import LEAVE_ALONE, Steering
 from proxy.wire.conversation import _KIND, ALWAYS_WATCHED, OWN
@@ -31,8 +31,9 @@ from proxy.wire.pins import (
     PIN_LARGE,
     PIN_MEMORY,
     PIN_PREPARE,
+    PIN_SETTINGS,
 )
-from proxy.wire.prepared import Statement, StatementRegistry, close_message
+from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, close_message
 from proxy.wire.session_state import PARSED, Own, SessionState
 from proxy.wire.statements import (
     BY_NAME,
@@ -42,13 +43,26 @@ from proxy.wire.statements import (
 )
 
 _OUTDATED: Final = b"cached plan must not change result type"
+_GONE_LIMIT: Final = 100  # names that are not there any more, but that errors may still be about
 _NAME_SEARCH: Final = 8 * 1024  # portal and statement names are looked for in so many bytes of a long message
 
 # Added to the entry of a Query for which there is a note in ``_changes``.
 _NOTED: Final = 0x400
+# Added to the note of a Parse that is sent for the server to say that its name is taken.
+_TAKEN: Final = 0x800
 
 
 _WATCHED: Final = ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, CLOSE_COMPLETE}
+
+
+class _Change(NamedTuple):
+    """What a Parse or Close (or a DEALLOCATE) that was sent changes: the kind in ``owed``, the client's name for the
+    statement (empty: the unnamed one), the statement, and for a Parse of the unnamed one what was there before."""
+
+    entry: int
+    name: bytes | None = None
+    statement: Statement | None = None
+    previous: Statement | None = None
 
 
 class PooledConversation(SessionState):
@@ -56,6 +70,7 @@ class PooledConversation(SessionState):
 
     __slots__ = (
         "_changes",
+        "_gone",
         "_named",
         "_named_bytes",
         "_named_limit",
@@ -76,10 +91,11 @@ class PooledConversation(SessionState):
         self._watched = _WATCHED
         self._named: dict[bytes, Statement] = {}
         self._named_bytes = 0
+        self._gone: dict[bytes, bytes] = {}
         self._named_limit = named_limit
         self._unnamed: Statement | None = None
         # One entry for each Parse and Close in ``owed``: what to undo when the server never gets to it.
-        self._changes: deque[tuple[int, bytes | None, Statement | None]] = deque()
+        self._changes: deque[_Change] = deque()
         self.reprepared = 0
 
     # ------------------------------------------------------------------ from the client
@@ -128,7 +144,7 @@ class PooledConversation(SessionState):
                 before = message(b"P", statement.name + b"\0\0\0\0")
             self._forget(name)
             prepared.discard(statement)
-            self._changes.append((QUERY, name, statement))
+            self._changes.append(_Change(QUERY, name, statement))
             entry |= _NOTED
         else:
             self._note(statement.text, statement.flags)
@@ -162,15 +178,15 @@ class PooledConversation(SessionState):
         statement = self.registry.intern(data[name_end + 1 : text_end], data[text_end + 1 : end])
         prepared = self.backend.prepared
         if not name:
+            self._change(PARSE, name, statement, self._unnamed)
             self._unnamed = prepared.unnamed = statement
             self.pins &= ~PIN_LARGE
-            self._change(PARSE, name, statement)
             return None
         present = self._named.get(name)
         if present is not None:
             # The server must say that the name is taken.
             before = self._ensure(present)
-            self._change(PARSE, None, None)
+            self._change(PARSE | _TAKEN, name, Statement(present.name, statement.text, statement.types))
             return before + statement.parse_message(present.name)
         if self._named_bytes + statement.size > self._named_limit:
             self._pin(PIN_MEMORY)
@@ -194,10 +210,12 @@ class PooledConversation(SessionState):
         if name:
             self._pin(PIN_MEMORY)
         else:
+            self._change(PARSE, name, None, self._unnamed)
             self._unnamed = self.backend.prepared.unnamed = None
             self._pin(PIN_LARGE)
         self._blind = self._blind or large
-        self._change(PARSE, None, None)
+        if name:
+            self._change(PARSE, None, None)
 
     def _bind(self, data: bytes, pos: int, end: int) -> bytes | None:
         if self._skipping:
@@ -209,7 +227,7 @@ class PooledConversation(SessionState):
         name = data[portal_end + 1 : name_end]
         statement = self._named.get(name) if name else self._unnamed
         if statement is None:
-            return None
+            return None if name else self._without_unnamed(data[pos:end])
         if statement.flags:
             self._note(statement.text, statement.flags)
         if self.steering.bind(statement.text, data, name_end + 1, end) is LEAVE_ALONE:
@@ -228,7 +246,7 @@ class PooledConversation(SessionState):
         name = data[pos + 6 : end - 1]
         statement = self._named.get(name) if name else self._unnamed
         if statement is None:
-            return None
+            return None if name else self._without_unnamed(data[pos:end])
         if not name:
             before = self._ensure_unnamed(statement)
             return before + data[pos:end] if before else None
@@ -243,9 +261,11 @@ class PooledConversation(SessionState):
             return None
         name = data[pos + 6 : end - 1]
         if not name:
+            self._change(CLOSE, name, self._unnamed, owe=False)
             self._unnamed = None
             if self.backend is not None:
                 self.backend.prepared.unnamed = None
+            return None
         statement = self._forget(name)
         self._change(CLOSE, name, statement, owe=False)
         return close_message(self.registry.absent) if statement is not None else None
@@ -254,6 +274,9 @@ class PooledConversation(SessionState):
         statement = self._named.pop(name, None)
         if statement is not None:
             self._named_bytes -= statement.size
+            if len(self._gone) >= _GONE_LIMIT:
+                self._gone.clear()
+            self._gone[statement.name] = name
         return statement
 
     def _ensure(self, statement: Statement) -> bytes:
@@ -276,54 +299,103 @@ class PooledConversation(SessionState):
         self._change(PARSE | OWN, b"", statement)
         return statement.parse_message(b"")
 
+    def _without_unnamed(self, original: bytes) -> bytes | None:
+        """A message about the unnamed statement of a client that has none: nobody else's must be there."""
+        assert self.backend is not None
+        if self.backend.prepared.unnamed is None:
+            return None
+        self.backend.prepared.unnamed = None
+        self._change(CLOSE | OWN, b"", None)
+        return close_message(b"") + original
+
     def _evict(self, statements: list[Statement]) -> bytes:
         for statement in statements:
             self._change(CLOSE | OWN, None, statement)
         return b"".join(close_message(statement.name) for statement in statements)
 
-    def _change(self, entry: int, name: bytes | None, statement: Statement | None, *, owe: bool = True) -> None:
+    def _change(
+        self,
+        entry: int,
+        name: bytes | None,
+        statement: Statement | None,
+        previous: Statement | None = None,
+        *,
+        owe: bool = True,
+    ) -> None:
         if self._skipping:
             return
-        self._changes.append((entry, name, statement))
+        self._changes.append(_Change(entry, name, statement, previous))
         if owe:
             self._copy_in = False
-            self.owed.append(entry)
+            self.owed.append(entry & ~_TAKEN)
 
     # ------------------------------------------------------------------ from the server
 
     def _named_change(self) -> None:
-        self._changes.popleft()
-
-    def _dropped(self, entry: int) -> None:
-        if (entry & _KIND not in (PARSE, CLOSE) and not entry & _NOTED) or not self._changes:
-            return
-        self._undo()
-
-    def _undo(self) -> None:
-        entry, name, statement = self._changes.popleft()
-        if statement is None or self.backend is None:
-            return
-        prepared = self.backend.prepared
-        if entry & _KIND == PARSE:
-            if name == b"":
-                prepared.unnamed = None
-                if entry == PARSE:
-                    self._unnamed = None
-                return
-            prepared.discard(statement)
-            if name is not None and self._named.get(name) is statement:
-                self._forget(name)
-            return
-        if entry != CLOSE:
-            prepared.restore(statement)
-        if entry != CLOSE | OWN and name is not None and name not in self._named:
+        entry, name, statement, _ = self._changes.popleft()
+        if entry & _TAKEN and name is not None and statement is not None and self.backend is not None:
+            # The name was free after all, since what took it failed: now it stands for another text on this backend,
+            # which must not get to anybody else.
+            self._pin(PIN_SETTINGS)
+            self.backend.prepared.restore(statement)
             self._named[name] = statement
             self._named_bytes += statement.size
 
+    def _dropped(self, entries: list[int]) -> None:
+        assert self.backend is not None
+        changes = self._changes
+        noted = [at for at, entry in enumerate(entries) if entry & _KIND in (PARSE, CLOSE) or entry & _NOTED]
+        undone = [(at, changes.popleft()) for at in noted if changes]
+        for at, change in reversed(undone):
+            self._undo(change, failed=at == 0)
+        if any(entry & _KIND == QUERY for entry in entries):
+            self.backend.prepared.unnamed = UNKNOWN
+        # What was sent behind them is still to come, and had its effect here already.
+        for change in changes if undone else ():
+            self._redo(change)
+
+    def _undo(self, change: _Change, *, failed: bool) -> None:
+        """Takes back what a message changed here that the server refused (``failed``) or never looked at."""
+        entry, name, statement, previous = change
+        if self.backend is None or entry & _TAKEN:
+            return
+        prepared = self.backend.prepared
+        if name == b"":
+            prepared.unnamed = UNKNOWN
+            if entry == PARSE:
+                self._unnamed = None if failed else previous
+            elif entry == CLOSE:
+                self._unnamed = statement
+        elif statement is None:
+            return
+        elif entry & _KIND == PARSE:
+            prepared.discard(statement)
+            if name is not None and self._named.get(name) is statement:
+                self._forget(name)
+        else:
+            if entry != CLOSE:
+                prepared.restore(statement)
+            if name is not None and name not in self._named:
+                self._named[name] = statement
+                self._named_bytes += statement.size
+
+    def _redo(self, change: _Change) -> None:
+        if self.backend is None or change.entry & _TAKEN or change.statement is None:
+            return
+        prepared = self.backend.prepared
+        if change.name == b"":
+            prepared.unnamed = UNKNOWN
+        elif change.entry & _KIND == PARSE:
+            prepared.restore(change.statement)
+        elif change.entry != CLOSE:
+            prepared.discard(change.statement)
+
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
+        # What the client calls the statement that this is about, if that is known.
+        about = self._changes[0].name if self._changes and (head & _KIND == PARSE or head & _NOTED) else None
         if head & _NOTED:
             self.owed[0] = head & ~_NOTED
-            self._undo()
+            self._undo(self._changes.popleft(), failed=True)
         edited = super()._error(data, pos, end, head)
         if edited is not None or head == QUERY | OWN:
             return edited
@@ -333,7 +405,10 @@ class PooledConversation(SessionState):
         if self.registry.prefix not in body:
             return None
         for name, statement in self._named.items():
-            body = body.replace(b'"' + statement.name + b'"', b'"' + name + b'"')
+            if about is None or self._named.get(about) is statement:
+                body = body.replace(b'"' + statement.name + b'"', b'"' + (about or name) + b'"')
+        for gone, name in self._gone.items():
+            body = body.replace(b'"' + gone + b'"', b'"' + name + b'"')
         return message(b"E", body)
 
     def _completed(self, data: bytes, pos: int, end: int) -> None:
@@ -356,7 +431,6 @@ class PooledConversation(SessionState):
         if self.backend is not None:
             self.backend.prepared.clear()
         if everything:
-            self._unnamed = None
             self._forget_state()
         self._outlive_discard()
         self.pins &= ~(PIN_PREPARE | PIN_MEMORY)
@@ -366,16 +440,16 @@ class PooledConversation(SessionState):
         """What the client prepared behind the statement that discarded everything is still to come; what it closed
         there is gone already."""
         changes, self._changes = self._changes, deque()
-        for entry, name, statement in changes:
-            if entry & _KIND != PARSE:
-                self._changes.append((entry, None, None))
-                continue
-            if statement is not None and self.backend is not None:
-                if name == b"":
-                    self._unnamed = self.backend.prepared.unnamed = statement
-                else:
+        for change in changes:
+            entry, name, statement, _ = change
+            if name == b"":
+                self._changes.append(change)
+            elif entry & _KIND != PARSE:
+                self._changes.append(_Change(entry, name))
+            else:
+                if statement is not None and self.backend is not None:
                     self.backend.prepared.restore(statement)
                     if name is not None and name not in self._named:
                         self._named[name] = statement
                         self._named_bytes += statement.size
-            self._changes.append((entry, name, statement))
+                self._changes.append(change)

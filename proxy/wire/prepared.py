@@ -44,6 +44,10 @@ class Statement:
         return HEADER.pack(PARSE, len(body) + 4) + body
 
 
+# Stands for an unnamed statement on a backend that nobody knows, or that may not be there.
+UNKNOWN: Final = Statement(b"", b"", b"\0\0")
+
+
 class StatementRegistry:
     """The worker's statements by text and types; one lives as long as a client or a backend's cache holds it."""
 
@@ -132,7 +136,6 @@ class PreparedCache:
     def clear(self) -> None:
         self._statements.clear()
         self._size = 0
-        self.unnamed = None
 
 
 def close_message(name: bytes) -> bytes:

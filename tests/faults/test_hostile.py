@@ -14,7 +14,7 @@ import pytest
 from proxy.wire.messages import TERMINATE, message, query, startup_message
 from tests.faults.conftest import StartProxy, scale
 from tests.faults.neighbour import Neighbours
-from tests.faults.state import metric, settled, watch
+from tests.faults.state import becomes, metric, settled, watch
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
 from tests.support.tls import TlsFiles
@@ -156,11 +156,9 @@ async def send_and_wait(target: Proxy, data: bytes, *, finish: bool = True) -> b
 
 
 @pytest.mark.parametrize("count", scale(150, 10_000))
-async def test_random_bytes(
-    module_proxy_of: dict[str, Proxy], postgres: Postgres, database: str, mode: str, count: int
-) -> None:
+async def test_random_bytes(proxy: StartProxy, postgres: Postgres, database: str, mode: str, count: int) -> None:
     """As a start-up packet, as messages after login, and as a real conversation with some bytes changed."""
-    target = module_proxy_of[mode]
+    target = proxy(pool_mode=mode, workers=1)
     watcher = await watch(postgres)
     dice = random.Random(4711)
     startup = startup_message({"user": "postgres", "database": database})
@@ -303,9 +301,9 @@ async def test_endless_parse_of_new_names(
 
 @pytest.mark.parametrize("megabytes", scale(150, 5_000))
 async def test_a_client_that_never_reads(
-    module_proxy_of: dict[str, Proxy], postgres: Postgres, database: str, mode: str, megabytes: int
+    proxy: StartProxy, postgres: Postgres, database: str, mode: str, megabytes: int
 ) -> None:
-    target = module_proxy_of[mode]
+    target = proxy(pool_mode=mode, workers=1)
     watcher = await watch(postgres)
     async with Neighbours(target, database):
         deaf = await WireClient.connect(target, database)
@@ -317,11 +315,14 @@ async def test_a_client_that_never_reads(
                 for _ in range(megabytes):
                     deaf.send(query("select 1 --" + "y" * 1_000_000))
                     await deaf.writer.drain()
-        waiting = await watcher.value(
-            f"select count(*) from pg_stat_activity where datname = '{database}' and wait_event = 'ClientWrite'"
-        )
-        assert waiting == "1", "the server is held back as without a proxy"
+        waiting = f"select count(*) from pg_stat_activity where datname = '{database}' and wait_event = 'ClientWrite'"
+        assert await watcher.value(waiting) == "1", "the server is held back as without a proxy"
         deaf.reset()
+
+        async def gone() -> bool:
+            return await watcher.value(waiting) == "0"
+
+        await becomes(gone, "the backend of the client that went away has ended")
     await settled(target, watcher, database, idle=20)
 
 

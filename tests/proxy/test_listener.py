@@ -221,7 +221,7 @@ def test_half_open_connections_end_silently_after_login_timeout(open_door: OpenD
         answers = [read_all(sock) for sock in socks]
         assert 0.4 < time.monotonic() - started < SHUT
         assert answers == [b"", b"", b"", b"S", b""]
-        assert len(door.lobby) == 0
+        wait_until(lambda: len(door.lobby) == 0, what="the lobby is empty")
         assert door.lobby.timed_out == len(beginnings)
 
 
@@ -518,3 +518,53 @@ def test_relay_hands_over_unanswered(open_door: OpenDoor) -> None:
     raw = packet([*USER, (b"_pq_.x", b"1")])
     assert ask(door.connect(), raw + b"early") == READY
     assert door.logins[0].raw_startup == raw
+
+
+IDLE_TLS_CLIENTS = """
+import socket, ssl, sys
+port, count, rounds = (int(argument) for argument in sys.argv[1:4])
+context = ssl.create_default_context()
+context.check_hostname = False
+context.verify_mode = ssl.CERT_NONE
+context.set_alpn_protocols(["postgresql"])
+for _ in range(rounds):
+    socks = []
+    for _ in range(count):
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        socks.append(context.wrap_socket(sock))
+        socks[-1].sendall(bytes.fromhex(sys.argv[4]))
+        while not socks[-1].recv(1000).endswith(b"I"):
+            pass
+    print("connected", flush=True)
+    sys.stdin.readline()
+    for sock in socks:
+        sock.close()
+    sys.stdin.readline()
+"""
+"""A program that logs ``count`` clients in over direct TLS; a line of input closes them, another begins a new round."""
+
+
+def test_memory_of_idle_tls_clients(open_door: OpenDoor, tls_files: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against 48 kB each as uvloop and glibc would have it, and against growing with each burst of clients."""
+    monkeypatch.setattr("proxy.listener.TIDY_SECONDS", 0.2)
+    raise_descriptors(5_000)
+    count, rounds = 500, 4
+    door = open_door(**with_tls(tls_files))
+    process = psutil.Process()
+    before = process.memory_info().rss
+    command = [sys.executable, "-c", IDLE_TLS_CLIENTS, str(door.port), str(count), str(rounds), LOGIN.hex()]
+    grown = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as clients:
+        assert clients.stdin is not None
+        assert clients.stdout is not None
+        for _ in range(rounds):
+            assert clients.stdout.readline() == b"connected\n"
+            wait_until(lambda: len(door.sessions) == count, what="all are inside")
+            grown.append((process.memory_info().rss - before) / count)
+            door.call(door.logins.clear)
+            clients.stdin.write(b"\n")
+            wait_until(lambda: not door.sessions, what="all have left")
+            clients.stdin.write(b"\n")
+    print(f"{count} idle TLS clients, bytes each in {rounds} rounds: {[round(each) for each in grown]}")
+    assert max(grown) < 34 * 1024
