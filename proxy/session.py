@@ -478,7 +478,8 @@ class PooledSession(Session):
 
     def eof_received(self) -> bool:
         """The client has sent all it will; as with the server, it may still read its answers."""
-        self._half_closed = not self.login.tls and self._answers_coming()
+        # While it waits in the queue it is taken to have left, as most clients that end there have.
+        self._half_closed = not self.login.tls and not self._waiting and self._answers_coming()
         return self._half_closed
 
     def _answers_coming(self) -> bool:

@@ -330,7 +330,7 @@ class Conversation:
         return None
 
     def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
-        if data[pos + 5] == SYNC and self._texts:  # 'S' for a statement, as the kind byte of Sync
+        if data[pos + 5 : pos + 6] == b"S" and self._texts:
             text = self._texts.pop(data[pos + 6 : end - 1], None)
             if text is not None:
                 self._texts_size -= len(text)

@@ -18,6 +18,7 @@ from proxy.wire.frames import (
     CLOSE_COMPLETE,
     COMMAND_COMPLETE,
     DESCRIBE,
+    FAILED,
     HEADER,
     HOLD_LIMIT,
     PARSE,
@@ -42,6 +43,7 @@ from proxy.wire.statements import (
     prepared_name,
 )
 
+_MISSING: Final = b"\0C26000\0"
 _OUTDATED: Final = b"cached plan must not change result type"
 _GONE_LIMIT: Final = 100  # names that are not there any more, but that errors may still be about
 _NAME_SEARCH: Final = 8 * 1024  # portal and statement names are looked for in so many bytes of a long message
@@ -139,16 +141,14 @@ class PooledConversation(SessionState):
         prepared = self.backend.prepared
         if b"deallocate" in text[:start].lower():
             if not prepared.use(statement):
-                # To deallocate a name it must be there, whatever it stands for; an empty text cannot fail.
-                self._change(PARSE | OWN, None, None)
-                before = message(b"P", statement.name + b"\0\0\0\0")
+                before = self._stand_in(statement)  # to deallocate a name it must be there
             self._forget(name)
             prepared.discard(statement)
             self._changes.append(_Change(QUERY, name, statement))
             entry |= _NOTED
         else:
             self._note(statement.text, statement.flags)
-            if not self.owed or self.owed[-1] & _KIND in (SYNC, QUERY):
+            if self.status != FAILED and (not self.owed or self.owed[-1] & _KIND in (SYNC, QUERY)):
                 before = self._ensure(statement)
             if before:
                 # Should the Parse fail, the server would skip the query too, up to the next Sync.
@@ -185,7 +185,7 @@ class PooledConversation(SessionState):
         present = self._named.get(name)
         if present is not None:
             # The server must say that the name is taken.
-            before = self._ensure(present)
+            before = self._ensure(present) if self.status != FAILED else self._stand_in(present)
             self._change(PARSE | _TAKEN, name, Statement(present.name, statement.text, statement.types))
             return before + statement.parse_message(present.name)
         if self._named_bytes + statement.size > self._named_limit:
@@ -241,7 +241,7 @@ class PooledConversation(SessionState):
         )
 
     def _describe(self, data: bytes, pos: int, end: int) -> bytes | None:
-        if self._skipping or data[pos + 5] != 0x53:  # 'S', a statement
+        if self._skipping or not _names_statement(data, pos, end):
             return None
         name = data[pos + 6 : end - 1]
         statement = self._named.get(name) if name else self._unnamed
@@ -256,7 +256,7 @@ class PooledConversation(SessionState):
     def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
         """Close of a statement forgets the client's name; the backend keeps its copy for other clients. The server
         closes a name that is not there instead, so that its CloseComplete comes in its place in the order."""
-        if self._skipping or data[pos + 5] != 0x53:
+        if self._skipping or not _names_statement(data, pos, end):
             self._change(CLOSE, None, None, owe=False)
             return None
         name = data[pos + 6 : end - 1]
@@ -286,9 +286,24 @@ class PooledConversation(SessionState):
         if prepared.use(statement):
             return b""
         self.reprepared += 1
-        before = self._evict(prepared.add(statement))
+        before = b""
+        if statement in prepared:
+            prepared.discard(statement)
+            before = self._evict([statement])
+        before += self._evict(prepared.add(statement))
         self._change(PARSE | OWN, None, statement)
         return before + statement.parse_message(statement.name)
+
+    def _stand_in(self, statement: Statement) -> bytes:
+        """Makes its name be there, whatever it stands for: an empty text can be prepared at any time."""
+        assert self.backend is not None
+        prepared = self.backend.prepared
+        if prepared.use(statement):
+            return b""
+        before = self._evict([statement]) if statement in prepared else b""
+        self._change(PARSE | OWN, None, None)
+        prepared.doubt(statement)
+        return before + message(b"P", statement.name + b"\0\0\0\0")
 
     def _ensure_unnamed(self, statement: Statement) -> bytes:
         assert self.backend is not None
@@ -337,6 +352,7 @@ class PooledConversation(SessionState):
             # The name was free after all, since what took it failed: now it stands for another text on this backend,
             # which must not get to anybody else.
             self._pin(PIN_SETTINGS)
+            self.backend.prepared.discard(statement)
             self.backend.prepared.restore(statement)
             self._named[name] = statement
             self._named_bytes += statement.size
@@ -350,9 +366,13 @@ class PooledConversation(SessionState):
             self._undo(change, failed=at == 0)
         if any(entry & _KIND == QUERY for entry in entries):
             self.backend.prepared.unnamed = UNKNOWN
-        # What was sent behind them is still to come, and had its effect here already.
-        for change in changes if undone else ():
-            self._redo(change)
+        if undone and changes:
+            # What was sent behind them is still to come, had its effect here already, and may now fail or not.
+            for change in (*(change for _, change in undone), *changes):
+                if change.name == b"":
+                    self.backend.prepared.unnamed = UNKNOWN
+                elif change.statement is not None:
+                    self.backend.prepared.doubt(change.statement)
 
     def _undo(self, change: _Change, *, failed: bool) -> None:
         """Takes back what a message changed here that the server refused (``failed``) or never looked at."""
@@ -369,33 +389,25 @@ class PooledConversation(SessionState):
         elif statement is None:
             return
         elif entry & _KIND == PARSE:
-            prepared.discard(statement)
+            if not prepared.doubtful(statement):
+                prepared.discard(statement)
             if name is not None and self._named.get(name) is statement:
                 self._forget(name)
         else:
             if entry != CLOSE:
-                prepared.restore(statement)
+                prepared.doubt(statement)
             if name is not None and name not in self._named:
                 self._named[name] = statement
                 self._named_bytes += statement.size
-
-    def _redo(self, change: _Change) -> None:
-        if self.backend is None or change.entry & _TAKEN or change.statement is None:
-            return
-        prepared = self.backend.prepared
-        if change.name == b"":
-            prepared.unnamed = UNKNOWN
-        elif change.entry & _KIND == PARSE:
-            prepared.restore(change.statement)
-        elif change.entry != CLOSE:
-            prepared.discard(change.statement)
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         # What the client calls the statement that this is about, if that is known.
         about = self._changes[0].name if self._changes and (head & _KIND == PARSE or head & _NOTED) else None
         if head & _NOTED:
             self.owed[0] = head & ~_NOTED
-            self._undo(self._changes.popleft(), failed=True)
+            change = self._changes.popleft()
+            if _MISSING not in data[pos:end]:
+                self._undo(change, failed=True)
         edited = super()._error(data, pos, end, head)
         if edited is not None or head == QUERY | OWN:
             return edited
@@ -442,14 +454,19 @@ class PooledConversation(SessionState):
         changes, self._changes = self._changes, deque()
         for change in changes:
             entry, name, statement, _ = change
-            if name == b"":
+            if name == b"" or entry & _TAKEN:
                 self._changes.append(change)
             elif entry & _KIND != PARSE:
                 self._changes.append(_Change(entry, name))
             else:
                 if statement is not None and self.backend is not None:
-                    self.backend.prepared.restore(statement)
+                    self.backend.prepared.doubt(statement)
                     if name is not None and name not in self._named:
                         self._named[name] = statement
                         self._named_bytes += statement.size
                 self._changes.append(change)
+
+
+def _names_statement(data: bytes, pos: int, end: int) -> bool:
+    """Whether a Describe or Close is about a statement (a portal otherwise), and well formed."""
+    return end - pos > 6 and data[pos + 5 : pos + 6] == b"S" and data[end - 1] == 0

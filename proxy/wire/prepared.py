@@ -89,12 +89,13 @@ class StatementRegistry:
 class PreparedCache:
     """What one backend holds: our names, least recently used first, within a bound in bytes."""
 
-    __slots__ = ("_limit", "_size", "_statements", "evictions", "unnamed")
+    __slots__ = ("_doubtful", "_limit", "_size", "_statements", "evictions", "unnamed")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
         self._statements: OrderedDict[bytes, Statement] = OrderedDict()
+        self._doubtful: set[bytes] = set()  # names among them that the backend may have or not
         self.unnamed: Statement | None = None
         self.evictions = 0
 
@@ -105,8 +106,8 @@ class PreparedCache:
         return len(self._statements)
 
     def use(self, statement: Statement) -> bool:
-        """Whether the backend has it; marks it as used."""
-        if statement.name in self._statements:
+        """Whether the backend has it for certain; marks it as used."""
+        if statement.name in self._statements and statement.name not in self._doubtful:
             self._statements.move_to_end(statement.name)
             return True
         return False
@@ -117,7 +118,8 @@ class PreparedCache:
         self._size += statement.size
         evicted = []
         while self._size > self._limit and len(self._statements) > 1:
-            _, old = self._statements.popitem(last=False)
+            name, old = self._statements.popitem(last=False)
+            self._doubtful.discard(name)
             self._size -= old.size
             evicted.append(old)
         self.evictions += len(evicted)
@@ -130,11 +132,22 @@ class PreparedCache:
             self._size += statement.size
 
     def discard(self, statement: Statement) -> None:
-        if self._statements.pop(statement.name, None) is not None:
-            self._size -= statement.size
+        old = self._statements.pop(statement.name, None)
+        if old is not None:
+            self._doubtful.discard(statement.name)
+            self._size -= old.size
+
+    def doubt(self, statement: Statement) -> None:
+        """The backend may have it or not: it must be closed before it is prepared again."""
+        self.restore(statement)
+        self._doubtful.add(statement.name)
+
+    def doubtful(self, statement: Statement) -> bool:
+        return statement.name in self._doubtful
 
     def clear(self) -> None:
         self._statements.clear()
+        self._doubtful.clear()
         self._size = 0
 
 

@@ -84,6 +84,7 @@ class LoadClient:
                 await self._serve_one_connection()
             except ServerError as error:
                 self._failed(error.sqlstate, error.text)
+                await self._must_be_closed(error)
             except (Lost, OSError, TimeoutError) as error:
                 self._failed("", f"{type(error).__name__} {error}")
             finally:
@@ -96,6 +97,14 @@ class LoadClient:
                 if not self.load.reconnect:
                     return
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _must_be_closed(self, error: ServerError) -> None:
+        """Behind a FATAL the connection ends, without the client's doing."""
+        if error.fatal and self.connection is not None:
+            try:
+                await self.connection.until_closed(10)
+            except TimeoutError:
+                self.load.wrong.append(f"client {self.number} was left connected behind {error}")
 
     def _failed(self, sqlstate: str, text: str) -> None:
         self.load.failures.append(Failure(self.number, self.where, sqlstate, text))

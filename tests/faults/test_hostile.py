@@ -140,7 +140,7 @@ async def test_a_broken_body_is_answered_as_the_server_does(
 
 
 async def send_and_wait(target: Proxy, data: bytes, *, finish: bool = True) -> bytes:
-    """Sends raw bytes, says no more, and reads to the end: what came back. TimeoutError when it stays open."""
+    """Sends raw bytes, says no more, and reads to the end: what came back. Fails when it stays open."""
     client = await WireClient.open(target)
     try:
         client.send(data)
@@ -149,6 +149,8 @@ async def send_and_wait(target: Proxy, data: bytes, *, finish: bool = True) -> b
             client.writer.write_eof()
         async with asyncio.timeout(ANSWER_SECONDS):
             return await client.reader.read(-1)
+    except TimeoutError:
+        pytest.fail(f"left open after {data[:80]!r}")
     except OSError:
         return b""  # closed while we were still sending
     finally:

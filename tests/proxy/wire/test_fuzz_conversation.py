@@ -12,6 +12,9 @@ from proxy.steering import LeaveAlone
 from proxy.wire.conversation import Conversation
 from proxy.wire.frames import HOLD_LIMIT, ProtocolViolation
 from proxy.wire.messages import query
+from proxy.wire.pooled import PooledConversation
+from proxy.wire.prepared import StatementRegistry
+from proxy.wire.session_state import BackendState
 from tests.proxy.wire import transcript as say
 from tests.proxy.wire.server_model import ServerModel
 
@@ -36,7 +39,7 @@ STEPS = st.lists(st.tuples(st.none() | MESSAGES, st.integers(0, 4), st.integers(
 
 
 @given(STEPS, st.integers(1, 60))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_conversation_follows_the_server(steps: list[tuple[bytes | None, int, int]], piece: int) -> None:
     server, talk = ServerModel(), Conversation(LeaveAlone())
     answers = said = told = b""
@@ -86,10 +89,26 @@ def test_random_bytes(from_client: list[bytes], from_server: list[bytes]) -> Non
             assert talk.held <= HOLD_LIMIT + 5
 
 
-@given(st.lists(st.tuples(st.sampled_from(b"QPBDECFHSXdcf"), st.integers(0, 200_000), st.binary(max_size=50))))
+BODIES = st.binary(max_size=50) | st.sampled_from([b"", b"S", b"S\0", b"Ss", b"\0", b"s\0", b"\0\0", b"deallocate s\0"])
+
+
+@given(st.lists(st.tuples(st.sampled_from(b"QPBDECFHSXdcf"), BODIES, st.integers(-8, 8) | st.integers(0, 200_000))))
 @settings(max_examples=500, deadline=None)
-def test_lengths_that_lie(frames: list[tuple[int, int, bytes]]) -> None:
-    talk = Conversation(LeaveAlone())
+def test_lengths_that_lie(frames: list[tuple[int, bytes, int]]) -> None:
+    lies = [(kind, max(0, 4 + len(body) + more), body) for kind, body, more in frames]
+    truths = [(kind, 4 + len(body), body) for kind, body, _ in frames]
+    for sent in (lies, truths):
+        plain, pooled = (
+            Conversation(LeaveAlone()),
+            PooledConversation(LeaveAlone(), StatementRegistry(), {}, {}, 10_000),
+        )
+        pooled.link(BackendState({}, 10_000))
+        _send(plain, sent)
+        _send(pooled, sent)
+        assert plain.held == pooled.held or pooled.held <= HOLD_LIMIT + 5
+
+
+def _send(talk: Conversation, frames: list[tuple[int, int, bytes]]) -> None:
     with contextlib.suppress(ProtocolViolation):
         for kind, length, body in frames:
             talk.from_client(bytes((kind,)) + length.to_bytes(4, "big") + body)

@@ -48,6 +48,7 @@ from tests.proxy.wire.transcript import (
 )
 
 ABSENT = our(0)
+MISSING = error("unnamed prepared statement does not exist", "26000")
 PSQL = status("application_name", "psql")
 
 
@@ -210,6 +211,27 @@ def the_unnamed_statement_outlives_our_query() -> PooledTranscript:
     )
 
 
+def nobody_else_s_unnamed_statement() -> PooledTranscript:
+    return (
+        PooledTranscript()
+        .client(parse("", "u"), SYNC)
+        .server(PARSED, ready())
+        .unlink()
+        .of(1)
+        .link("a")
+        .client(bind(), execute(), SYNC, becomes=[close(), bind(), execute(), SYNC])
+        .server(
+            CLOSED, error("unnamed prepared statement does not exist", "26000"), ready(), becomes=[MISSING, ready()]
+        )
+        .unlink()
+        .of(0)
+        .link("a")
+        .client(bind(), SYNC, becomes=[parse("", "u"), bind(), SYNC])
+        .server(PARSED, BOUND, ready(), becomes=[BOUND, ready()])
+        .unlink()
+    )
+
+
 def close_in_its_place() -> PooledTranscript:
     return (
         names_are_rewritten()
@@ -290,8 +312,21 @@ def deallocate_in_a_failed_transaction() -> PooledTranscript:
         .server(done("BEGIN"), ready("T"), error(), ready("E"))
         .client(query("deallocate s"), becomes=[query(f'deallocate "{our(1)}"')])
         .server(error("current transaction is aborted", "25P02"), ready("E"))
-        .client(query("rollback"), bind("s"), SYNC, becomes=[query("rollback"), bind(our(1)), SYNC])
-        .server(done("ROLLBACK"), ready(), BOUND, ready())
+        .client(
+            query("rollback"),
+            bind("s"),
+            SYNC,
+            becomes=[query("rollback"), close(our(1)), parse(our(1)), bind(our(1)), SYNC],
+        )
+        .server(
+            done("ROLLBACK"),
+            ready(),
+            CLOSED,
+            PARSED,
+            BOUND,
+            ready(),
+            becomes=[done("ROLLBACK"), ready(), BOUND, ready()],
+        )
         .unlink()
     )
 
@@ -334,8 +369,8 @@ def discard_all_with_more_behind_it() -> PooledTranscript:
             becomes=[query("discard all"), parse(our(2), "two"), bind(our(1)), SYNC],
         )
         .server(done("DISCARD ALL"), ready(), PARSED, error(f'"{our(1)}" does not exist'), ready())
-        .client(bind("t"), SYNC, becomes=[bind(our(2)), SYNC])
-        .server(BOUND, ready())
+        .client(bind("t"), SYNC, becomes=[close(our(2)), parse(our(2), "two"), bind(our(2)), SYNC])
+        .server(CLOSED, PARSED, BOUND, ready(), becomes=[BOUND, ready()])
         .unlink()
         .of(1)
         .link("a")

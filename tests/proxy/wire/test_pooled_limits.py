@@ -61,7 +61,8 @@ def test_an_eviction_that_never_happens() -> None:
         becomes=[bind("nobody"), close(our(1)), parse(our(2), "2" * 600), SYNC],
     )
     transcript.server(error(), ready())
-    transcript.client(bind("a"), SYNC, becomes=[bind(our(1)), SYNC]).server(BOUND, ready()).unlink()
+    transcript.client(bind("a"), SYNC, becomes=[close(our(1)), parse(our(1), "1" * 600), bind(our(1)), SYNC])
+    transcript.server(CLOSED, PARSED, BOUND, ready(), becomes=[BOUND, ready()]).unlink()
 
 
 def test_a_client_with_too_many_statements_is_pinned() -> None:
