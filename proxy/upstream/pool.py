@@ -214,6 +214,10 @@ class BackendPool:
 
     def sweep(self, now: float) -> None:
         """Refuses who has waited too long, ends what has idled too long, checks the rest, keeps the minimum."""
+        for backend in self._all:
+            if backend.state is not None:
+                self._counters.parse_cache_evictions += backend.state.prepared.evictions
+                backend.state.prepared.evictions = 0
         while self._waiting and now - self._waiting[0][1] > self.settings.queue_timeout:
             session, since = self._waiting.popleft()
             self._counters.pool_waiting -= 1

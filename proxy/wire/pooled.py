@@ -118,6 +118,8 @@ class PooledConversation(SessionState):
         if HEADER.unpack_from(data, pos)[1] > HOLD_LIMIT:
             self._blind = True
             return None
+        if end - pos < 6:
+            return None  # no text, not even an empty one: the server will say so
         text = data[pos + 5 : end - 1]
         flags = classify(text)
         if flags:

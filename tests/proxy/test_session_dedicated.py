@@ -93,8 +93,9 @@ async def test_a_database_is_free_when_its_client_has_left(session: Proxy, postg
     for number in range(5):
         database = postgres.create_database()
         async with clients(session, database, 1) as (client,), clients(session, "postgres", 1) as (admin,):
-            with pytest.raises(ServerError, match="55006"):
-                await admin.query(f"alter database {database} rename to x{number}")
+            if not number:  # the server waits for 5 s before it says so
+                with pytest.raises(ServerError, match="55006"):
+                    await admin.query(f"drop database {database}")
             await client.close()
             await admin.query(f"drop database {database}")
 

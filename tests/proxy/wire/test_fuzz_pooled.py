@@ -101,7 +101,7 @@ class Setting:
 
 
 @given(STEPS, LIMITS)
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_pooled_clients_get_what_their_own_server_would_say(steps: list[tuple[int, int, bytes]], limit: int) -> None:
     setting = Setting(limit)
     for number, wanted, batch in steps:
@@ -113,7 +113,7 @@ def test_pooled_clients_get_what_their_own_server_would_say(steps: list[tuple[in
 
 
 @given(LOOSE_STEPS, st.integers(0, 1), LIMITS)
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_pipelines_do_no_harm_to_others(steps: list[tuple[int, int, bytes]], wanted: int, limit: int) -> None:
     """Whatever two clients send at once, the caches stay true, and the third is served as if it were alone."""
     setting = Setting(limit)
