@@ -100,7 +100,7 @@ async def test_pgbench_and_a_long_connection_see_no_error(proxy: StartProxy, tmp
             assert pgbench.poll() is None, pgbench.communicate()
     finally:
         pgbench.send_signal(signal.SIGINT)
-        _, said = await asyncio.to_thread(pgbench.communicate)
+        _, said = await asyncio.to_thread(pgbench.communicate, timeout=30)
     print(f"hand-overs: {HAND_OVERS}, connections made: {served:g}, pgbench said: {said!r}")
     assert "error" not in said.lower()
     assert "fatal" not in said.lower()
