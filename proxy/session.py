@@ -51,11 +51,13 @@ class Session(asyncio.Protocol):
         "counters",
         "key",
         "login",
+        "talk",
         "transport",
     )
 
-    def __init__(self, context: WorkerContext, login: Login, transport: asyncio.Transport) -> None:
+    def __init__(self, context: WorkerContext, login: Login, transport: asyncio.Transport, talk: Conversation) -> None:
         self.context = context
+        self.talk = talk
         self.counters = context.counters
         self.login = login
         self.transport = transport
@@ -68,10 +70,6 @@ class Session(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.login.user}@{self.login.database} {self.talk!r} backend={self.backend!r}>"
-
-    @property
-    def talk(self) -> Conversation:
-        raise NotImplementedError(f"{type(self).__name__} has no conversation")
 
     # ------------------------------------------------------------------ ends
 
@@ -150,14 +148,10 @@ class DedicatedSession(Session):
     __slots__ = ("_pending", "_talk", "_task")
 
     def __init__(self, context: WorkerContext, login: Login, transport: asyncio.Transport, pending: bytes) -> None:
-        super().__init__(context, login, transport)
-        self._talk: Conversation = context.conversation(login)
+        self._talk = context.conversation(login)
+        super().__init__(context, login, transport, self._talk)
         self._pending = pending
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def talk(self) -> Conversation:
-        return self._talk
 
     def start(self) -> None:
         self.transport.pause_reading()
@@ -283,18 +277,14 @@ class PooledSession(Session):
     def __init__(
         self, context: WorkerContext, login: Login, transport: asyncio.Transport, pool: BackendPool, pending: bytes
     ) -> None:
-        super().__init__(context, login, transport)
-        self._pool = pool
         self._talk = context.pooled_conversation(login, pool)
+        super().__init__(context, login, transport, self._talk)
+        self._pool = pool
         self._pending = pending  # bytes of the client that wait for a backend, or for a cancel to be over
         self._waiting = False
         self._greeted = False
         self._half_closed = False  # the client has sent all it will
         self._applying = False  # the client's settings are being put in place; its bytes wait until they are
-
-    @property
-    def talk(self) -> PooledConversation:
-        return self._talk
 
     def start(self) -> None:
         self.transport.set_protocol(self)

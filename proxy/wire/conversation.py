@@ -59,7 +59,7 @@ from proxy.wire.messages import error_response, message
 OWN: Final = 0x100
 # Added to an entry for a message that was replaced by one the server cannot accept: its error becomes the refusal.
 REFUSED: Final = 0x200
-_KIND: Final = 0xFF
+KIND: Final = 0xFF
 # A reply that must be understood whole is put together up to this size; the server never sends a larger one.
 _REPLY_LIMIT: Final = 1024 * 1024
 # A read-only session's statements are looked at whole; longer ones are refused.
@@ -148,7 +148,7 @@ class Conversation:
         self._texts_size = 0
 
     def __repr__(self) -> str:
-        owed = " ".join(("own " if entry & OWN else "") + chr(entry & _KIND) for entry in self.owed)
+        owed = " ".join(("own " if entry & OWN else "") + chr(entry & KIND) for entry in self.owed)
         return f"<{type(self).__name__} status={chr(self.status)} idle={self.idle} owed=[{owed}]>"
 
     # ------------------------------------------------------------------ from the client
@@ -432,15 +432,15 @@ class Conversation:
             self._own_reply(kind, data, pos, end)
             return b""
         if kind in _CLOSING_REPLY:
-            if head & _KIND == EXECUTE:
+            if head & KIND == EXECUTE:
                 owed.popleft()
             if kind == COMMAND_COMPLETE:
                 self._completed(data, pos, end)
         elif (
-            (kind == BIND_COMPLETE and head & _KIND == BIND)
-            or (kind in (ROW_DESCRIPTION, NO_DATA) and head & _KIND == DESCRIBE)
-            or (kind == PARSE_COMPLETE and head & _KIND == PARSE)
-            or (kind == CLOSE_COMPLETE and head & _KIND == CLOSE)
+            (kind == BIND_COMPLETE and head & KIND == BIND)
+            or (kind in (ROW_DESCRIPTION, NO_DATA) and head & KIND == DESCRIBE)
+            or (kind == PARSE_COMPLETE and head & KIND == PARSE)
+            or (kind == CLOSE_COMPLETE and head & KIND == CLOSE)
         ):
             owed.popleft()
             if kind == PARSE_COMPLETE or kind == CLOSE_COMPLETE:
@@ -456,7 +456,7 @@ class Conversation:
         owed = self.owed
         self.status = data[end - 1]
         self._copy_in = self._skipping = False
-        if head & _KIND in _READY_REPLY:
+        if head & KIND in _READY_REPLY:
             owed.popleft()
             while owed and owed[0] == COPY_DONE:
                 owed.popleft()  # meant for a COPY that failed before it began
@@ -471,11 +471,11 @@ class Conversation:
         if head == QUERY | OWN:
             self._own_reply(ERROR, data, pos, end)
             return b""
-        if head and head & _KIND not in _READY_REPLY:
+        if head and head & KIND not in _READY_REPLY:
             # An error in an extended batch: the server discards what follows, up to the next Sync.
             owed = self.owed
             dropped = []
-            while owed and owed[0] & _KIND != SYNC:
+            while owed and owed[0] & KIND != SYNC:
                 dropped.append(owed.popleft())
             self._dropped(dropped)
             self._skipping = not owed

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from proxy.steering import LEAVE_ALONE, Steering
-from proxy.wire.conversation import _KIND, ALWAYS_WATCHED, OWN
+from proxy.wire.conversation import ALWAYS_WATCHED, KIND, OWN
 from proxy.wire.frames import (
     BIND,
     CLOSE,
@@ -150,7 +150,7 @@ class PooledConversation(SessionState):
             entry |= _NOTED
         else:
             self._note(statement.text, statement.flags)
-            if self.status != FAILED and (not self.owed or self.owed[-1] & _KIND in (SYNC, QUERY)):
+            if self.status != FAILED and (not self.owed or self.owed[-1] & KIND in (SYNC, QUERY)):
                 before = self._ensure(statement)
             if before:
                 # Should the Parse fail, the server would skip the query too, up to the next Sync.
@@ -362,11 +362,11 @@ class PooledConversation(SessionState):
     def _dropped(self, entries: list[int]) -> None:
         assert self.backend is not None
         changes = self._changes
-        noted = [at for at, entry in enumerate(entries) if entry & _KIND in (PARSE, CLOSE) or entry & _NOTED]
+        noted = [at for at, entry in enumerate(entries) if entry & KIND in (PARSE, CLOSE) or entry & _NOTED]
         undone = [(at, changes.popleft()) for at in noted if changes]
         for at, change in reversed(undone):
             self._undo(change, failed=at == 0)
-        if any(entry & _KIND == QUERY for entry in entries):
+        if any(entry & KIND == QUERY for entry in entries):
             self.backend.prepared.unnamed = UNKNOWN
         if undone and changes:
             # What was sent behind them is still to come, had its effect here already, and may now fail or not.
@@ -390,7 +390,7 @@ class PooledConversation(SessionState):
                 self._unnamed = statement
         elif statement is None:
             return
-        elif entry & _KIND == PARSE:
+        elif entry & KIND == PARSE:
             if not prepared.doubtful(statement):
                 prepared.discard(statement)
             if name is not None and self._named.get(name) is statement:
@@ -404,7 +404,7 @@ class PooledConversation(SessionState):
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         # What the client calls the statement that this is about, if that is known.
-        about = self._changes[0].name if self._changes and (head & _KIND == PARSE or head & _NOTED) else None
+        about = self._changes[0].name if self._changes and (head & KIND == PARSE or head & _NOTED) else None
         if head & _NOTED:
             self.owed[0] = head & ~_NOTED
             change = self._changes.popleft()
@@ -458,7 +458,7 @@ class PooledConversation(SessionState):
             entry, name, statement, _ = change
             if name == b"" or entry & _TAKEN:
                 self._changes.append(change)
-            elif entry & _KIND != PARSE:
+            elif entry & KIND != PARSE:
                 self._changes.append(_Change(entry, name))
             else:
                 if statement is not None and self.backend is not None:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from proxy.steering import Steering
 from proxy.wire.carried import NAMES_LIMIT, SETTINGS_LIMIT, VALUE_LIMIT, capture_query, columns_of, settings_batches
-from proxy.wire.conversation import _KIND, OWN, Conversation
+from proxy.wire.conversation import KIND, OWN, Conversation
 from proxy.wire.frames import (
     COPY_DATA,
     COPY_DONE,
@@ -224,7 +224,7 @@ class SessionState(Conversation):
         asked = [entry for entry in self.owed if entry != COPY_DONE]
         if self._streaming or self._copy_in or not asked:
             return False
-        return asked[-1] & _KIND in (QUERY, SYNC, FUNCTION_CALL)
+        return asked[-1] & KIND in (QUERY, SYNC, FUNCTION_CALL)
 
     @property
     def releasable(self) -> bool:
