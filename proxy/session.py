@@ -19,7 +19,6 @@ from proxy.wire.conversation import Conversation
 from proxy.wire.frames import FRONTEND_LIMITS, HOLD_LIMIT, NOTICE, TERMINATE, ProtocolViolation, violation
 from proxy.wire.messages import backend_key_data, error_fields, error_response, parameter_status, ready_for_query
 from proxy.wire.pins import PIN_NAMES
-from proxy.wire.pooled import PooledConversation
 from proxy.wire.statements import databases_named
 
 if TYPE_CHECKING:
