@@ -9,7 +9,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 from proxy.auth import Authenticator
 from proxy.control import KEY_SERIAL_BITS, worker_of_key
@@ -40,6 +40,32 @@ _MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently u
 _MAX_CANCELS: Final = 64  # cancel requests under way at once; nobody has logged in to send one
 
 
+class _Closable(Protocol):
+    @property
+    def unused(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V", bound=_Closable)
+
+
+def _drop_unused(kept: OrderedDict[_K, _V], newest: _V) -> None:
+    """Closes the least recently used one that is not in use, when there are too many."""
+    if len(kept) > _MAX_POOLS:
+        for key, old in kept.items():
+            if old is not newest and old.unused:
+                del kept[key]
+                old.close()
+                return
+
+
+def _slow_limit(settings: ProxySettings) -> float:
+    """Milliseconds from which a statement is logged; infinite for none."""
+    return float(settings.log_slow_ms) if settings.log_slow_ms >= 0 else float("inf")
+
+
 class WorkerContext:
     """``worker_id`` is unique among live workers, those of a predecessor that is draining included (0 to 255)."""
 
@@ -58,7 +84,7 @@ class WorkerContext:
         self.registry = StatementRegistry()
         self.sessions: set[Session | RelaySession] = set()
         self.draining = False
-        self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms >= 0 else float("inf")
+        self.slow_ms = _slow_limit(settings)
         self.cancel_router: Callable[[int, bytes], Awaitable[None]] | None = None
         self.request_close_idle: Callable[[str], Awaitable[None]] | None = None
         self._openers: OrderedDict[tuple[str, str, Credential], Opener] = OrderedDict()
@@ -149,12 +175,8 @@ class WorkerContext:
             backend = await opener.open_direct(startup_message(parameters))
         else:
             backend = await opener.open(settings)
-        self.count_opened(backend)
+        self.counters.backend_opened(backend.how)
         return backend
-
-    def count_opened(self, backend: Backend) -> None:
-        self.counters.backends_opened[backend.how] += 1
-        self.counters.backends_current += 1
 
     @staticmethod
     def now() -> float:
@@ -169,8 +191,7 @@ class WorkerContext:
         return settings
 
     def backend_ended(self, backend: Backend) -> None:
-        self.counters.backends_closed += 1
-        self.counters.backends_current -= 1
+        self.counters.backend_closed()
 
     def ended(self, session: Session | RelaySession, error: Exception | None) -> None:
         """A client's connection is gone."""
@@ -207,12 +228,7 @@ class WorkerContext:
         opener = self._openers.get(key)
         if opener is None:
             opener = self._openers[key] = Opener(self.settings, self.tls, user, database, credential, size)
-            if len(self._openers) > _MAX_POOLS:
-                for old_key, old in [*self._openers.items()]:
-                    if old is not opener and not old.in_use:
-                        del self._openers[old_key]
-                        old.close()
-                        break
+            _drop_unused(self._openers, opener)
         else:
             self._openers.move_to_end(key)
         return opener
@@ -228,12 +244,7 @@ class WorkerContext:
             limit = self.settings.pool_size + self.settings.pool_overflow
             opener = Opener(self.settings, self.tls, login.user, login.database, login.credential, limit)
             pool = self._pools[key] = BackendPool(self.settings, self.counters, self.log, opener, startup)
-            if len(self._pools) > _MAX_POOLS:
-                for old_key, old in [*self._pools.items()]:
-                    if old is not pool and old.unused:
-                        del self._pools[old_key]
-                        old.close()
-                        break
+            _drop_unused(self._pools, pool)
         else:
             self._pools.move_to_end(key)
         return pool
@@ -351,7 +362,7 @@ class WorkerContext:
     async def reload(self, settings: ProxySettings) -> None:
         """Puts new settings in place; connections that exist keep what they were opened with."""
         self.settings = settings
-        self.slow_ms = float(settings.log_slow_ms) if settings.log_slow_ms >= 0 else float("inf")
+        self.slow_ms = _slow_limit(settings)
         for complaint in self.tls.reload(settings):
             self.log.event("tls_kept", level="error", detail=complaint)
         await self.authenticator.reload(settings)

@@ -202,6 +202,15 @@ class Counters:
         self.latency_sum = 0.0
         self._latency = [0] * (len(LATENCY_BOUNDS) + 1)
 
+    def backend_opened(self, how: str) -> None:
+        """Counts a server connection that was opened, ``pool`` or ``direct``."""
+        self.backends_opened[how] += 1
+        self.backends_current += 1
+
+    def backend_closed(self) -> None:
+        self.backends_closed += 1
+        self.backends_current -= 1
+
     def observe_latency(self, seconds: float) -> None:
         """Counts one statement that took ``seconds`` from its arrival to its ReadyForQuery or CommandComplete."""
         self._latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1

@@ -188,7 +188,7 @@ class DedicatedSession(Session):
 
     def adopt(self, backend: Backend) -> None:
         """Goes on with a client that has logged in with the server itself, over this backend."""
-        self.context.count_opened(backend)
+        self.counters.backend_opened(backend.how)
         self._own(backend)
         self.transport.set_protocol(self)
 

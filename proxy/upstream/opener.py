@@ -154,6 +154,10 @@ class Opener:
         """Connections taken from asyncpg, or being opened, now."""
         return sum(chunk.used for chunk in self._chunks)
 
+    @property
+    def unused(self) -> bool:
+        return not self.in_use
+
     def close(self) -> None:
         for chunk in self._chunks:
             chunk.pool.terminate()

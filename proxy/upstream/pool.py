@@ -168,8 +168,7 @@ class BackendPool:
             raise
         self._opening -= 1
         self._all.add(backend)
-        self._counters.backends_opened[backend.how] += 1
-        self._counters.backends_current += 1
+        self._counters.backend_opened(backend.how)
         self.greeting = backend.greeting
         self.reported = reported_settings(backend.greeting)
         backend.state = BackendState(self.reported, self.settings.max_prepared_bytes_backend)
@@ -185,8 +184,7 @@ class BackendPool:
             session.refused(response)
 
     def _ended(self, backend: Backend) -> None:
-        self._counters.backends_closed += 1
-        self._counters.backends_current -= 1
+        self._counters.backend_closed()
         self._all.discard(backend)
         if backend in self._ready:
             self._ready.remove(backend)
