@@ -1,0 +1,125 @@
+"""What wire workers and the planner process say to each other: msgpack bodies behind a four-byte length.
+
+The only module of the planner that wire workers import, so it must stay light. Workers ask with `Ask` and tell what
+statements took with `Observed`; the planner answers each `Ask` with one `Answer` and says `Changed` when earlier
+answers no longer hold. All times are in milliseconds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+MAX_FRAME: Final = 1 << 20
+_LENGTH: Final = struct.Struct("!I")
+
+
+class Ask(msgspec.Struct, tag="ask", array_like=True):
+    """One statement that is about to run.
+
+    ``bind`` is None for a statement without parameters, else the part of Bind from the count of parameter format codes
+    on; ``types`` are the parameter type OIDs that Parse gave (0: unspecified). ``template`` is the worker's key of the
+    statement without its literals; the planner keeps what it learns of it under that key.
+    """
+
+    number: int
+    database: str
+    user: str
+    application: str
+    search_path: str
+    template: bytes
+    text: bytes
+    bind: bytes | None = None
+    types: tuple[int, ...] = ()
+
+
+class Answer(msgspec.Struct, tag="answer", array_like=True):
+    """``prefix`` goes before the text, ``settings`` around the statement; both empty: leave it alone, for ``reason``.
+
+    ``scope`` says what the answer may be remembered for: ``values`` (this text with these parameters), ``template``
+    (every statement of the template), or ``once``. ``estimated_ms`` is what the statement is thought to take unsteered;
+    0: not known. ``model`` is ``name-version`` of the model that had the largest say, "" for none.
+    """
+
+    number: int
+    prefix: bytes = b""
+    settings: tuple[tuple[bytes, bytes], ...] = ()
+    reason: str = ""
+    scope: str = "values"
+    model: str = ""
+    dialect: str = ""
+    estimated_ms: float = 0.0
+
+
+class Observed(msgspec.Struct, tag="observed", array_like=True):
+    """What one statement took. ``steered``: with advice; ``failed``: it ended in an error."""
+
+    database: str
+    template: bytes
+    took_ms: float
+    steered: bool
+    failed: bool = False
+    rows: int = -1
+    model: str = ""
+
+
+class Refused(msgspec.Struct, tag="refused", array_like=True):
+    """The server refused a statement because of what was added to it: it is not to be steered again."""
+
+    database: str
+    template: bytes
+    text: bytes
+    sqlstate: str
+    message: str
+
+
+class Changed(msgspec.Struct, tag="changed", array_like=True):
+    """The planner's answers may have changed (a model was swapped, the catalog refreshed, a mode set): forget them."""
+
+    generation: int
+    mode: str = ""
+
+
+Message = Ask | Answer | Observed | Refused | Changed
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+class FrameError(Exception):
+    """The other side does not speak this protocol, or a frame is longer than `MAX_FRAME`."""
+
+
+def encode(message: Message) -> bytes:
+    """One frame."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Reader:
+    """Turns a stream of bytes into messages; keeps at most one incomplete frame."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that are complete now. Raises FrameError."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise FrameError(f"a frame of {length} bytes, more than {MAX_FRAME}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            try:
+                yield _decoder.decode(body)
+            except msgspec.MsgspecError as error:
+                raise FrameError(str(error)) from None
