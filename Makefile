@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 DIR ?= .pilotwire
 WORKERS ?= 2
 
-.PHONY: run test test-long bench conformance lint format install clean
+.PHONY: run test test-long test-compiled compiled bench conformance lint format install clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -25,6 +25,17 @@ test-long: install lint
 conformance: install
 	@tests/support/install_tools.sh conformance
 	$(BIN)/python -m tests.conformance $(ARGS)
+
+# The optional compiled build of the wire's hot path (mypyc), in a copy of the tree: build/compiled.
+compiled: install
+	@tests/support/install_tools.sh compiled
+	@rm -rf build/compiled && mkdir -p build/compiled
+	@cp -r Makefile pyproject.toml setup.py README.md docs pilotwire proxy planner model_runtime training tests benchmarks build/compiled/
+	@cd build/compiled && PILOTWIRE_COMPILE=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace > build.log 2>&1 || { tail -30 build.log; exit 1; }
+	@echo "compiled: run it with PYTHONPATH=$(abspath build/compiled) PYTHONSAFEPATH=1"
+
+test-compiled: compiled
+	cd build/compiled && PYTHONPATH=$(abspath build/compiled) $(abspath $(BIN))/pytest -n $(WORKERS) --dist loadgroup tests/proxy/wire tests/proxy/test_session_dedicated.py tests/proxy/test_session_pooled.py tests/proxy/upstream tests/clients $(ARGS)
 
 bench: install
 	@tests/support/install_tools.sh bench

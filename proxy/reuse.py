@@ -5,7 +5,7 @@ the next one with the same user, database and start-up settings. Some state surv
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from proxy.login import Login
 from proxy.session import DedicatedSession
@@ -33,7 +33,7 @@ class ReusingSession(DedicatedSession):
 
     def start(self) -> None:
         self.transport.pause_reading()
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(cast("asyncio.Protocol", self))
         backend = self._pool.take(self)
         if backend is not None:
             self.granted(backend)

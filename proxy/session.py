@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from proxy.login import Login
 from proxy.upstream.backend import Backend
@@ -37,8 +37,9 @@ BREACHED: Final = error_response("25006", "this session is read-only, but someth
 _PENDING_LIMIT: Final = 16 * 1024
 
 
-class Session(asyncio.Protocol):
-    """What both kinds have in common. The hot path is `data_received` and `server_data` of the subclasses."""
+class Session:
+    """What both kinds have in common, the callbacks of `asyncio.Protocol` among it. (To inherit from that class would
+    keep the compiled build from giving this one fields of its own.) The hot path is `data_received` and `server_data` of the subclasses."""
 
     __slots__ = (
         "_closing",
@@ -154,7 +155,7 @@ class DedicatedSession(Session):
 
     def start(self) -> None:
         self.transport.pause_reading()
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(cast("asyncio.Protocol", self))
         self._task = asyncio.get_running_loop().create_task(self._open())
 
     async def _open(self) -> None:
@@ -190,7 +191,7 @@ class DedicatedSession(Session):
         """Goes on with a client that has logged in with the server itself, over this backend."""
         self.counters.backend_opened(backend.how)
         self._own(backend)
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(cast("asyncio.Protocol", self))
 
     def _own(self, backend: Backend) -> None:
         self.backend = backend
@@ -286,7 +287,7 @@ class PooledSession(Session):
         self._applying = False  # the client's settings are being put in place; its bytes wait until they are
 
     def start(self) -> None:
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(cast("asyncio.Protocol", self))
         if self._pool.greeting and self._pool.size:
             self._greet()
             pending, self._pending = self._pending, b""

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.hinted import require_hint_plan
+from proxy.wire import conversation
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
@@ -31,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUN] = Run()
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"proxy/wire: {'compiled' if str(conversation.__file__).endswith('.so') else 'pure Python'}"
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if RUN in config.stash:
         config.stash[RUN].leave()
@@ -46,6 +52,12 @@ def run_folder(pytestconfig: pytest.Config) -> Path:
 def postgres(run_folder: Path) -> Postgres:
     """The server shared by all workers; stopped when the last of them has ended."""
     return Postgres(run_folder / "shared")
+
+
+@pytest.fixture(scope="session")
+def hinted_postgres(postgres: Postgres) -> Postgres:
+    """The shared server, with pg_hint_plan loaded into every session; skipped without it, and failed in CI."""
+    return require_hint_plan(postgres)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from proxy.upstream.takeover import TakenConnection
 from proxy.wire.frames import ERROR, HEADER, IDLE, PARAMETER_STATUS, READY
@@ -22,7 +22,7 @@ class Owner(Protocol):
     def server_writable(self, writable: bool) -> None: ...
 
 
-class Backend(asyncio.Protocol):
+class Backend:
     """A server connection that is logged in, past its first ReadyForQuery.
 
     ``how`` is ``pool`` or ``direct``; ``greeting`` the ParameterStatus and notice messages of its start-up;
@@ -88,9 +88,9 @@ class Backend(asyncio.Protocol):
         """Takes the transport over; ``on_end`` is called once, when the connection is gone."""
         self._on_end = on_end
         if self._taken is not None:
-            self._taken.take(self)
+            self._taken.take(cast("asyncio.Protocol", self))
         else:
-            self.transport.set_protocol(self)
+            self.transport.set_protocol(cast("asyncio.Protocol", self))
 
     def replay_early(self) -> None:
         """Gives its owner what arrived before there was one."""
@@ -175,7 +175,7 @@ class Backend(asyncio.Protocol):
                 # It ended while asyncpg had it: nobody told us.
                 self.connection_lost(None)
             else:
-                self._taken.take(self)
+                self._taken.take(cast("asyncio.Protocol", self))
         if self.lost:
             raise ConnectionError("the connection ended during a check")
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from librt.strings import read_i32_be
 
 from proxy.steering import LEAVE_ALONE, Steering
 from proxy.wire.frames import (
@@ -55,6 +57,9 @@ from proxy.wire.frames import (
 )
 from proxy.wire.messages import error_response, message
 
+if TYPE_CHECKING:
+    from mypy_extensions import i64
+
 # Added to an entry of the queue of owed replies: the proxy sent this message, its reply must not reach the client.
 OWN: Final = 0x100
 # Added to an entry for a message that was replaced by one the server cannot accept: its error becomes the refusal.
@@ -83,7 +88,7 @@ _ENDED_BY: Final = {
     EMPTY_QUERY: EXECUTE,
     PORTAL_SUSPENDED: EXECUTE,
 }
-_ENDS: Final[tuple[int, ...]] = tuple(_ENDED_BY.get(kind, 0) for kind in range(256))
+_ENDS: Final = bytes(_ENDED_BY.get(kind, 0) for kind in range(256))
 # Replies that always mean more than the end of a message.
 ALWAYS_WATCHED: Final = frozenset({READY, ERROR, PARAMETER_STATUS, COPY_IN, COPY_BOTH})
 _CLOSING_REPLY: Final = frozenset({COMMAND_COMPLETE, EMPTY_QUERY, PORTAL_SUSPENDED})
@@ -92,6 +97,11 @@ _READY_REPLY: Final = frozenset({QUERY, SYNC, FUNCTION_CALL})
 _STATEMENT_BYTES: Final = 64 * 1024
 
 _unpack = HEADER.unpack_from
+
+
+def table_of(kinds: frozenset[int]) -> bytes:
+    """A table by kind: 1 for those in the set. A look-up in it costs less than one in the set."""
+    return bytes(kind in kinds for kind in range(256))
 
 
 class Conversation:
@@ -137,7 +147,7 @@ class Conversation:
         self.left_alone = 0
         self.terminated = False
         self._names_pass = True  # statement names go on as the client sent them
-        self._watched: frozenset[int] = ALWAYS_WATCHED
+        self._watched: bytes = table_of(ALWAYS_WATCHED)
         self._held = b""  # the beginning of a client's message that is not complete yet
         self._streaming = 0  # bytes of a client's long message still to stream past
         self._tail = b""
@@ -158,7 +168,7 @@ class Conversation:
 
         Raises `ProtocolViolation` for a kind or a length that the server itself would not accept.
         """
-        pos = self._streaming
+        pos: i64 = self._streaming
         if pos:
             if len(data) <= pos:
                 self._streaming = pos - len(data)
@@ -167,17 +177,18 @@ class Conversation:
         elif self._held:
             data = self._held + data
             self._held = b""
-        size = len(data)
-        emitted = 0
+        size: i64 = len(data)
+        emitted: i64 = 0
         pieces: list[bytes] | None = None
         owed = self.owed
         names_pass = self._names_pass
         guarded = self.guard is not None
         while size - pos >= 5:
-            kind, length = _unpack(data, pos)
+            kind: i64 = data[pos]
+            length: int = read_i32_be(data, pos + 1)
             if length < 4 or length > FRONTEND_LIMITS[kind]:
                 raise violation(kind, length)
-            end = pos + 1 + length
+            end: i64 = pos + 1 + length
             if end > size and not self._may_stream(kind, length, data, pos):
                 break
             self.idle = False
@@ -357,7 +368,7 @@ class Conversation:
 
     def from_server(self, data: bytes) -> bytes:
         """The bytes to send to the client for these bytes of the server."""
-        pos = self._server_streaming
+        pos: i64 = self._server_streaming
         if pos:
             if len(data) <= pos:
                 self._server_streaming = pos - len(data)
@@ -366,15 +377,16 @@ class Conversation:
         elif self._tail:
             data = self._tail + data
             self._tail = b""
-        size = len(data)
-        emitted = 0
+        size: i64 = len(data)
+        emitted: i64 = 0
         pieces: list[bytes] | None = None
         owed = self.owed
         swallowing = bool(owed) and owed[0] == QUERY | OWN
         watched = self._watched
         while size - pos >= 5:
-            kind, length = _unpack(data, pos)
-            end = pos + 1 + length
+            kind: i64 = data[pos]
+            length: int = read_i32_be(data, pos + 1)
+            end: i64 = pos + 1 + length
             if (kind == DATA_ROW or kind == COPY_DATA) and not swallowing:
                 if end > size:
                     self._server_streaming = end - size
@@ -389,9 +401,9 @@ class Conversation:
                     self._server_streaming = end - size
                     pos = size
                 break
-            if kind not in watched and owed:
+            if not watched[kind] and owed:
                 # The usual cases, without a call: the reply that ends the oldest message, or one within a query.
-                head = owed[0]
+                head: i64 = owed[0]
                 if head == _ENDS[kind]:
                     owed.popleft()
                     pos = end

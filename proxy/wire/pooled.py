@@ -11,7 +11,7 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from proxy.steering import LEAVE_ALONE, Steering
-from proxy.wire.conversation import ALWAYS_WATCHED, KIND, OWN
+from proxy.wire.conversation import ALWAYS_WATCHED, KIND, OWN, table_of
 from proxy.wire.frames import (
     BIND,
     CLOSE,
@@ -54,7 +54,7 @@ _NOTED: Final = 0x400
 _TAKEN: Final = 0x800
 
 
-_WATCHED: Final = ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, CLOSE_COMPLETE}
+_WATCHED: Final = table_of(ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, CLOSE_COMPLETE})
 
 
 class _Change(NamedTuple):

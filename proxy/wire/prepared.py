@@ -1,8 +1,8 @@
-"""Prepared statements that outlive a backend: what clients prepared, and what each backend holds of it.
+"""Prepared statements that outlive a backend: what clients prepared.
 
 A client's statement is known to backends by a name of ours that stands for its text and parameter types, so that
-clients with the same statements share what is prepared. All bounds are in bytes: bounds by count alone have let other
-proxies run out of memory.
+clients with the same statements share what is prepared. What each backend holds of them is in
+`proxy.wire.prepared_cache`. This module stays out of the compiled build, whose classes cannot be weakly referenced.
 """
 
 from __future__ import annotations
@@ -84,71 +84,6 @@ class StatementRegistry:
     def absent(self) -> bytes:
         """A name under which nothing is ever prepared: closing it does nothing but give a CloseComplete."""
         return self.prefix + b"0"
-
-
-class PreparedCache:
-    """What one backend holds: our names, least recently used first, within a bound in bytes."""
-
-    __slots__ = ("_doubtful", "_limit", "_size", "_statements", "evictions", "unnamed")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._size = 0
-        self._statements: OrderedDict[bytes, Statement] = OrderedDict()
-        self._doubtful: set[bytes] = set()  # names among them that the backend may have or not
-        self.unnamed: Statement | None = None
-        self.evictions = 0
-
-    def __contains__(self, statement: Statement) -> bool:
-        return statement.name in self._statements
-
-    def __len__(self) -> int:
-        return len(self._statements)
-
-    def use(self, statement: Statement) -> bool:
-        """Whether the backend has it for certain; marks it as used."""
-        if statement.name in self._statements and statement.name not in self._doubtful:
-            self._statements.move_to_end(statement.name)
-            return True
-        return False
-
-    def add(self, statement: Statement) -> list[Statement]:
-        """Notes it as prepared and returns what must be closed to stay within the bound."""
-        self._statements[statement.name] = statement
-        self._size += statement.size
-        evicted = []
-        while self._size > self._limit and len(self._statements) > 1:
-            name, old = self._statements.popitem(last=False)
-            self._doubtful.discard(name)
-            self._size -= old.size
-            evicted.append(old)
-        self.evictions += len(evicted)
-        return evicted
-
-    def restore(self, statement: Statement) -> None:
-        """Notes as prepared what a Close that never happened would have taken away."""
-        if statement.name not in self._statements:
-            self._statements[statement.name] = statement
-            self._size += statement.size
-
-    def discard(self, statement: Statement) -> None:
-        old = self._statements.pop(statement.name, None)
-        if old is not None:
-            self._doubtful.discard(statement.name)
-            self._size -= old.size
-
-    def doubt(self, statement: Statement) -> None:
-        """The backend may have it or not: it must be closed before it is prepared again."""
-        self.restore(statement)
-        self._doubtful.add(statement.name)
-
-    def doubtful(self, statement: Statement) -> bool:
-        return statement.name in self._doubtful
-
-    def clear(self) -> None:
-        self._statements.clear()
-        self._doubtful.clear()
-        self._size = 0
 
 
 def close_message(name: bytes) -> bytes:

@@ -36,7 +36,8 @@ from proxy.wire.pins import (
     PINS_OF_TEXT,
     STILL_NEEDED,
 )
-from proxy.wire.prepared import PreparedCache, StatementRegistry
+from proxy.wire.prepared import StatementRegistry
+from proxy.wire.prepared_cache import PreparedCache
 from proxy.wire.statements import (
     DATABASE,
     SET_CONFIG,

@@ -14,6 +14,9 @@ need() { # PACKAGE TEST-COMMAND...
     fi
 }
 
+python_headers() {
+    test -e "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
+}
 debian_postgres() { ls /usr/lib/postgresql/*/bin/postgres; }
 
 look() {
@@ -33,11 +36,16 @@ look() {
             need dpkg-dev command -v dpkg-source
             need xz-utils command -v xz
             ;;
+        compiled)
+            need gcc command -v gcc
+            need libc6-dev test -e /usr/include/stdio.h
+            need python3-dev python_headers
+            ;;
         bench)
             need pgbouncer test -x /usr/sbin/pgbouncer
             ;;
         *)
-            echo "install_tools.sh: test, conformance or bench, not $purpose" >&2
+            echo "install_tools.sh: test, conformance, compiled or bench, not $purpose" >&2
             exit 2
             ;;
         esac

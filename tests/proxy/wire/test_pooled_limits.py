@@ -9,7 +9,8 @@ from proxy.wire.pins import (
     PIN_MEMORY,
     PIN_SETTINGS,
 )
-from proxy.wire.prepared import PreparedCache, Statement
+from proxy.wire.prepared import Statement
+from proxy.wire.prepared_cache import PreparedCache
 from tests.proxy.wire.pooled_transcript import PooledTranscript, asks, our
 from tests.proxy.wire.transcript import (
     BOUND,

@@ -7,7 +7,8 @@ import gc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.prepared import PreparedCache, Statement, StatementRegistry, close_message
+from proxy.wire.prepared import Statement, StatementRegistry, close_message
+from proxy.wire.prepared_cache import PreparedCache
 
 
 def test_the_same_statement_has_one_name() -> None:

@@ -1,0 +1,33 @@
+"""Only for the optional compiled build (``make compiled``): mypyc turns the wire's hot path into C extensions.
+
+What is compiled is the very Python that runs otherwise, and the same tests run on both. Everything else about the
+distribution is in pyproject.toml.
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import setup
+
+HOT = [
+    "proxy/metrics.py",
+    "proxy/reuse.py",
+    "proxy/session.py",
+    "proxy/steering/__init__.py",
+    "proxy/upstream/backend.py",
+    "proxy/upstream/pool.py",
+]
+# Statements are weakly referenced, which compiled classes cannot be.
+PURE = {"__init__.py", "prepared.py"}
+
+
+def extensions() -> list[object]:
+    if os.environ.get("PILOTWIRE_COMPILE") != "1":
+        return []
+    from mypyc.build import mypycify
+
+    wire = sorted(str(path) for path in Path("proxy/wire").glob("*.py") if path.name not in PURE)
+    return list(mypycify(["--follow-imports=silent", *wire, *HOT], opt_level="3", debug_level="0"))
+
+
+setup(ext_modules=extensions())
