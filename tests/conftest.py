@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.hinted import require_hint_plan
 from proxy.wire import conversation
+from tests.support.hinted import require_hint_plan
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -19,6 +20,7 @@ from proxy.tls import TlsContexts
 from proxy.upstream.backend import Backend
 from proxy.upstream.direct import open_direct
 from proxy.upstream.errors import UpstreamError, unreachable
+from proxy.upstream.scram_exchange import ScramExchange
 from proxy.upstream.takeover import Opening, TakenConnection, opening
 from proxy.wire.messages import startup_message
 
@@ -79,7 +81,7 @@ class Opener:
             return await self.open_direct(startup)
         chunk = await self._chunk_with_room()
         chunk.used += 1
-        with opening(startup) as attempt:
+        with opening(startup, self._exchange_maker(startup)) as attempt:
             try:
                 # The limit holds for the whole attempt: a place in a pool, the login, every host tried.
                 async with asyncio.timeout(self._settings.connect_timeout * max(1, len(self._dsn.hosts))):
@@ -100,6 +102,12 @@ class Opener:
 
     async def open_direct(self, startup: bytes) -> Backend:
         return await open_direct(self._settings, self._tls, startup, self.user, self._credential)
+
+    def _exchange_maker(self, startup: bytes) -> Callable[[], ScramExchange] | None:
+        credential = self._credential
+        if not isinstance(credential, PasswordCredential):
+            return None
+        return partial(ScramExchange, startup, self.user, credential)
 
     def _failure(self, error: BaseException, attempt: Opening) -> BaseException:
         if isinstance(error, asyncio.CancelledError):

@@ -25,6 +25,7 @@ import asyncpg
 import asyncpg.connect_utils
 import asyncpg.protocol
 
+from proxy.upstream.scram_exchange import ScramExchange
 from proxy.wire.frames import ERROR, HEADER, NOTICE, PARAMETER_STATUS, READY
 
 # The greeting of a server is a few hundred bytes; more than this is not kept.
@@ -38,10 +39,12 @@ class Opening:
     ErrorResponse that ended the attempt, all of them whole messages as they came.
     """
 
-    __slots__ = ("_buffer", "_done", "error", "greeting", "startup")
+    __slots__ = ("_buffer", "_done", "_make_exchange", "error", "exchange", "greeting", "startup")
 
-    def __init__(self, startup: bytes) -> None:
+    def __init__(self, startup: bytes, make_exchange: Callable[[], ScramExchange] | None) -> None:
         self.startup = startup
+        self._make_exchange = make_exchange
+        self.exchange: ScramExchange | None = None
         self.greeting: list[bytes] = []
         self.error: bytes | None = None
         self._buffer = b""
@@ -49,6 +52,7 @@ class Opening:
 
     def restart(self) -> None:
         """The next attempt begins: another host, or with TLS after one without."""
+        self.exchange = self._make_exchange() if self._make_exchange is not None else None
         self.greeting = []
         self._buffer = b""
         self._done = False
@@ -100,14 +104,21 @@ class _TappedProtocol(asyncpg.protocol.Protocol):  # type: ignore[misc]  # async
     def connection_made(self, transport: asyncio.Transport) -> None:
         if self._opening is not None:
             self._opening.restart()
+            self._raw = transport
             super().connection_made(_FirstWrite(transport, self._opening.startup))
         else:
             super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._opening is not None:
-            self._opening.feed(data)
-        super().data_received(data)
+        opening = self._opening
+        if opening is not None:
+            if opening.exchange is not None:
+                data, reply = opening.exchange.feed(data)
+                if reply:
+                    self._raw.write(reply)
+            opening.feed(data)
+        if data:
+            super().data_received(data)
 
 
 def install() -> None:
@@ -141,9 +152,10 @@ def self_check() -> None:
 
 
 @contextmanager
-def opening(startup: bytes) -> Iterator[Opening]:
-    """Connections opened by this task (and those it starts) inside the block send this start-up packet."""
-    attempt = Opening(startup)
+def opening(startup: bytes, make_exchange: Callable[[], ScramExchange] | None = None) -> Iterator[Opening]:
+    """Connections opened by this task (and those it starts) inside the block send this start-up packet, and leave
+    SCRAM to what ``make_exchange`` gives."""
+    attempt = Opening(startup, make_exchange)
     token = _opening.set(attempt)
     try:
         yield attempt
