@@ -28,7 +28,7 @@ from proxy.upstream.backend import Backend
 from proxy.upstream.cancel import Address, send_cancel
 from proxy.upstream.opener import Opener
 from proxy.upstream.pool import BackendPool
-from proxy.wire.conversation import Conversation
+from proxy.wire.conversation import OWN, Conversation
 from proxy.wire.messages import error_response, startup_message
 from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import StatementRegistry
@@ -37,6 +37,10 @@ NO_REPLICATION: Final = error_response("25006", "replication connections are ref
 _SWEEP_SECONDS: Final = 1.0
 _OUR_KEY: Final = 0x4000_0000  # set in the process ids we make up; real ones are far below
 _MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently used unused ones go first
+_OWN_QUERY_SECONDS: Final = (
+    5.0  # how long a cancel request waits for a query of the proxy's own, and how often it looks
+)
+_OWN_QUERY_LOOK: Final = 0.0005
 _MAX_CANCELS: Final = 64  # cancel requests under way at once; nobody has logged in to send one
 
 
@@ -290,6 +294,7 @@ class WorkerContext:
     async def _cancel(self, pid: int, secret: bytes) -> None:
         session = self._keys.get(pid)
         if session is not None and hmac.compare_digest(session.key[1], secret):
+            await self._own_query_over(session)
             backend = session.backend
             if backend is None or not session.talk.owed:
                 self.counters.cancels_dropped += 1
@@ -308,6 +313,14 @@ class WorkerContext:
             # A real key of a session elsewhere: in another worker, or in another instance behind a load balancer.
             for host in self.settings.dsn.hosts:
                 await self._send_cancel(host.socket_path if host.is_unix else (host.host, host.port), pid, secret)
+
+    async def _own_query_over(self, session: Session) -> None:
+        """Waits while a query of the proxy's own runs in front of the client's, which is the one to be cancelled."""
+        until = time.monotonic() + _OWN_QUERY_SECONDS
+        while session.backend is not None and session.talk.owed and session.talk.owed[0] & OWN:
+            if time.monotonic() > until:
+                return
+            await asyncio.sleep(_OWN_QUERY_LOOK)
 
     async def _send_cancel(self, address: Address, pid: int, secret: bytes) -> None:
         mode = self.tls.server_mode
@@ -368,4 +381,5 @@ class WorkerContext:
         await self.authenticator.reload(settings)
         for pool in self._pools.values():
             pool.settings = settings
+            pool.opener = pool.opener.renewed(settings)
         self._openers.clear()

@@ -74,6 +74,10 @@ class Opener:
         self._chunks: list[_Chunk] = []
         self._making = asyncio.Lock()
 
+    def renewed(self, settings: ProxySettings) -> Opener:
+        """One like this for other settings; connections that this one opened stay as they are."""
+        return Opener(settings, self._tls, self.user, self.database, self._credential, self._size)
+
     async def open(self, settings: Mapping[str, str]) -> Backend:
         """A new connection whose start-up packet carries these settings. Raises `UpstreamError`."""
         startup = startup_message({"user": self.user, "database": self.database, **settings})

@@ -22,6 +22,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import eventually, wait_until
 
 StartProxy = Callable[..., Proxy]
+StartPostgres = Callable[..., Postgres]
 
 
 async def connect(target: Proxy) -> asyncpg.Connection:
@@ -206,6 +207,26 @@ def test_sighup_applies_what_it_can_and_tells_the_rest(proxy: StartProxy) -> Non
     target.signal(signal.SIGHUP)
     target.wait_log("reload_failed")
     assert target.http_status("/readyz") == 200
+
+
+async def test_sighup_sends_existing_pools_to_another_upstream(
+    proxy: StartProxy, start_postgres: StartPostgres
+) -> None:
+    """Pools of transaction mode live as long as their clients: what they open next must know the new settings."""
+    first, second = start_postgres(), start_postgres()
+    target = proxy(first, pool_mode="transaction", workers=1)
+    client = await asyncpg.connect(target.dsn(), statement_cache_size=0)
+    assert await client.fetchval("show port") == str(first.port)
+    target.write_config(upstream=second.dsn())
+    target.signal(signal.SIGHUP)
+    target.wait_log("changed=upstream")
+    first.sql(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where pid <> pg_backend_pid() and backend_type = 'client backend'"
+    )
+    await eventually(lambda: target.metrics()["pilotwire_backends_closed_total"] >= 1)
+    assert await client.fetchval("show port") == str(second.port)
+    await client.close()
 
 
 def test_a_taken_port_is_one_line_and_exit_status_1(postgres: Postgres, tmp_path: Path) -> None:

@@ -58,6 +58,29 @@ async def test_a_cancel_reaches_its_query(
             assert await client.query("select 1") == [("1",)]
 
 
+async def test_a_cancel_waits_for_the_proxys_own_query(
+    module_proxy: StartProxy, database: str, postgres: Postgres
+) -> None:
+    """The client's settings are put in place first: a cancel that arrives then is meant for what comes behind them."""
+    proxy = module_proxy(pool_mode="transaction", pool_size=1, pool_overflow=0)
+    async with clients(proxy, database, 2) as (one, other):
+        await one.query("set statement_timeout = 54321")
+        await other.query("set statement_timeout = 12345")  # the backend has this one's settings now
+        await other.query("begin; lock table pg_class in access exclusive mode")
+        hit = 0
+        for _ in range(20):
+            task = asyncio.create_task(other.query("commit"))
+            one.send(query("select pg_sleep(20)"))
+            await task
+            await one.cancel(proxy)
+            with pytest.raises(ServerError, match="57014"):
+                await asyncio.wait_for(one.until_ready(), 10)
+            hit += 1
+            await other.query("set statement_timeout = 12345")
+            await other.query("begin; select 1")
+        assert hit == 20
+
+
 async def test_nobody_else_is_hit(one: Proxy, database: str) -> None:
     """Two clients, one backend. One of them cancels all the time, but waits for each cancel before it goes on: then
     neither its next query nor anything of the other's may ever be cancelled."""

@@ -67,6 +67,19 @@ async def test_overflow_is_for_a_rush(proxy: StartProxy, database: str, postgres
         await eventually(lambda: len(backends(postgres, database)) == 1)
 
 
+async def test_overflow_is_not_opened_and_closed_all_the_time(proxy: StartProxy, database: str) -> None:
+    """Ended as soon as nobody waited, they were missed a moment later: hundreds were opened each second."""
+    started = proxy(pool_mode="transaction", pool_size=1, pool_overflow=2)
+    async with clients(started, database, 6) as opened:
+
+        async def work(client: WireClient) -> None:
+            for _ in range(50):
+                await client.query("select 1")
+
+        await asyncio.gather(*(work(client) for client in opened))
+    assert 1 <= sample(started, "backends_opened_total", 'how="pool"') <= 3
+
+
 async def test_the_queue_has_a_limit(proxy: StartProxy, database: str) -> None:
     started = proxy(pool_mode="transaction", pool_size=1, pool_overflow=0, queue_limit=1)
     async with clients(started, database, 3) as (holder, waiter, refused):
