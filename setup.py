@@ -13,6 +13,7 @@ HOT = [
     "proxy/metrics.py",
     "proxy/reuse.py",
     "proxy/session.py",
+    "proxy/session_base.py",
     "proxy/steering/__init__.py",
     "proxy/upstream/backend.py",
     "proxy/upstream/pool.py",

@@ -31,9 +31,19 @@ COMMANDS = {
     "check": Command(
         "pilotwire.check_command", "check", "Validate the settings and explain each one, without serving."
     ),
+    "explain": Command(
+        "pilotwire.explain_command", "explain", "Show what would be told to PostgreSQL about a statement, and why."
+    ),
     "run": Command("pilotwire.run_command", "run", "Try it: an embedded PostgreSQL with the proxy in front of it."),
+    "train": Command("pilotwire.train_command", "train", "Train a model on a database and a file of queries."),
+    "demo": Command(
+        "pilotwire.demo_command", "demo", "See what it gains: a shop's database and its queries, plain and steered."
+    ),
     "pg": Command(
         "pilotwire.pg_commands", "app", "Manage the embedded PostgreSQL: start, stop, dsn, psql, reset.", True
+    ),
+    "model": Command(
+        "pilotwire.model_command", "app", "Look into model files, check them, choose which one serves.", True
     ),
     "config-reference": Command(
         "pilotwire.config_reference", "config_reference", "Print docs/configuration.md.", hidden=True
@@ -97,7 +107,8 @@ def run_program(arguments: list[str]) -> int:
     try:
         code = build(wanted)(arguments or ["--help"], prog_name="pilotwire", standalone_mode=False)
     except typer.TyperException as error:
-        return fail(error.format_message(), 2)
+        # Without a word: a group without its sub-command, whose help has been shown.
+        return fail(error.format_message(), 2) if error.format_message().strip() else 2
     except StartError as error:
         return fail(str(error), 1)
     except typer.Abort:

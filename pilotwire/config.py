@@ -27,7 +27,10 @@ PREFIX = "PILOTWIRE_"
 COMMAND_LINE, ENVIRONMENT, DEFAULT = "command line", "environment", "default"
 WORKED_OUT = "worked out from other settings"
 SECRETS = frozenset({"admin_token", "upstream_password"})
-LISTS = frozenset({"listen", "read_only_users"})
+LISTS = frozenset({
+    "listen", "read_only_users", "steer_off_applications", "steer_off_databases", "steer_off_fingerprints",
+    "steer_off_users",
+})  # fmt: skip
 _NOT_SETTINGS = frozenset({"PILOTWIRE_CONFIG"})
 
 
@@ -153,7 +156,7 @@ def _from_toml(config: Path) -> dict[str, Any]:
     folder = config.absolute().parent
     for name, doc in docs().items():
         value = values.get(name)
-        if doc.unit == "path" and isinstance(value, str) and value not in ("", "system"):
+        if doc.unit in ("path", "folder") and isinstance(value, str) and value not in ("", "system"):
             values[name] = str(folder / value)
     return values
 

@@ -2,7 +2,7 @@
 
 An embedded PostgreSQL is started, then the real command ``pilotwire serve`` as a child in front of it. What a run left
 behind that was killed is ended by the next one. ``--once`` asks a few queries through the proxy instead of waiting, and
-fails when an answer is not what it must be.
+fails when an answer is not what it must be. ``pilotwire demo`` runs the same trial with work to do in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -66,19 +66,40 @@ def run(
     admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the admin server; likewise.")] = 9432,
 ) -> int:
     """Try it: an embedded PostgreSQL with the proxy in front of it, until Ctrl-C."""
-    console = Console(highlight=False, soft_wrap=True)
+    return run_trial(directory, port, admin_port, Console(highlight=False, soft_wrap=True), once=once)
+
+
+def run_trial(
+    directory: Path,
+    port: int,
+    admin_port: int,
+    console: Console,
+    *,
+    once: bool = False,
+    config: Mapping[str, str | int] | None = None,
+    models: Path | None = None,
+    work: Callable[[Trial], None] | None = None,
+) -> int:
+    """Start server and proxy, do `work` with them if there is any, and serve until Ctrl-C; with `once` prove that the
+    wire works instead of serving. ``config`` goes into postgresql.conf, ``models`` is the folder that the proxy takes
+    models from. With work to do, the proxy's log goes to ``proxy.log``, so that it does not disturb what is shown.
+    """
     directory = directory.absolute()
     with _only_one(directory), _stopping_on_signals() as stopped:
-        server = EmbeddedServer(directory / "pg")
+        server = EmbeddedServer(directory / "pg", config=config)
         try:
             with console.status("starting PostgreSQL") as status:
                 server.start(lambda step: status.update(f"{step} ..."))
             console.print(f"PostgreSQL {server.version} answers on {HOST}:{server.port}")
             console.print("pg_hint_plan is loaded" if server.hint_plan.available else server.hint_plan.reason)
-            with _proxy(server, directory, port, admin_port, quiet=once) as trial:
+            quiet = once or work is not None
+            with _proxy(server, directory, port, admin_port, quiet=quiet, models=models) as trial:
                 _wait_ready(trial, directory, console)
                 if once:
                     prove(trial.dsn, trial.admin_url, server, console)
+                if work is not None:
+                    work(trial)
+                if once:
                     return 0
                 _tell(trial, console)
                 return _serve(trial, stopped, console)
@@ -130,7 +151,9 @@ def _stopping_on_signals() -> Iterator[_Stopped]:
 
 
 @contextlib.contextmanager
-def _proxy(server: EmbeddedServer, directory: Path, port: int, admin_port: int, *, quiet: bool) -> Iterator[Trial]:
+def _proxy(
+    server: EmbeddedServer, directory: Path, port: int, admin_port: int, *, quiet: bool, models: Path | None
+) -> Iterator[Trial]:
     """`pilotwire serve` as a child; ended, gently first, when the block is left."""
     pid_file = directory / "proxy.pid"
     _end_leftover(pid_file)
@@ -139,6 +162,9 @@ def _proxy(server: EmbeddedServer, directory: Path, port: int, admin_port: int, 
         "serve", "--upstream", server.dsn(), "--listen", f"{HOST}:{port}", "--admin", f"{HOST}:{admin_port}",
         "--drain-timeout", str(DRAIN_SECONDS),
     ]  # fmt: skip
+    if models is not None:
+        models.mkdir(parents=True, exist_ok=True)
+        command += ["--models", str(models)]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((directory / "proxy.log").open("wb")) if quiet else None
         # A process group of its own: Ctrl-C reaches us alone, and we stop first the proxy and then the server.

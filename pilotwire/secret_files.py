@@ -32,7 +32,14 @@ def check_config(config: Path | None, values: Mapping[str, Any], warnings: list[
 
 
 def check_paths(settings: ProxySettings, warnings: list[str]) -> None:
-    """ValueError for a file that cannot be read; a warning for a secret one that everybody can."""
+    """ValueError for a file that cannot be read; a warning for a secret one that everybody can, and for a folder that
+    everybody can write to."""
+    if settings.models:
+        folder = Path(settings.models)
+        if not folder.is_dir():
+            raise ValueError(f"models: {folder} is not a folder: create it, and drop model files into it at any time")
+        if os.stat(folder).st_mode & 0o002:
+            warnings.append(f"models: every user of this machine can put models into {folder}: chmod o-w {folder}")
     for name, doc in docs().items():
         value: str = getattr(settings, name) if doc.unit == "path" else ""
         if not value or name in _CREATED or (name == "server_tls_ca" and value == "system"):

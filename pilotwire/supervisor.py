@@ -24,11 +24,12 @@ from typing import Any, Final
 from pilotwire.errors import StartError
 from pilotwire.handover import ControlSocket, Inherited, Neighbour, Role, ask_for_sockets, notify_systemd
 from pilotwire.listening import Listening, from_systemd, open_all, socket_text
+from pilotwire.planner_process import PlannerProcess
 from pilotwire.upstream_check import Reachability, check_upstream
-from pilotwire.workers import WorkerProcess, gather_quietly, resident_bytes
+from pilotwire.workers import WorkerProcess, gather_quietly, how_ended, resident_bytes
 from proxy.admin.app import create_app
 from proxy.admin.server import AdminServer
-from proxy.admin.source import Status
+from proxy.admin.source import ModelStatus, PlannerUnavailableError, Status
 from proxy.control import ControlLostError, Message, worker_of_key
 from proxy.logs import Log
 from proxy.metrics import MergedCounters
@@ -80,6 +81,7 @@ class Supervisor:
         self._admin_listening: Listening | None = None
         self._admin: AdminServer | None = None
         self._control: ControlSocket | None = None
+        self._planner: PlannerProcess | None = None
         self._predecessor: Neighbour | None = None
         self._successor: Neighbour | None = None
         self._reachable = Reachability()
@@ -128,6 +130,9 @@ class Supervisor:
         slots = [slot for slot in range(MAX_WORKER_ID + 1) if slot not in taken][: settings.workers]
         if len(slots) < settings.workers:
             raise StartError("too many instances are draining at once: wait until some have ended")
+        if settings.models and not settings.planner_socket:
+            self._planner = PlannerProcess(settings, self._log, self._merged)
+            self._planner.apply(settings)
         self._workers = {slot: self._new_worker(slot) for slot in slots}
         await self._start_first_workers()
         await self._start_admin()
@@ -187,10 +192,16 @@ class Supervisor:
             unused.close(keep_file=True)
 
     async def _start_first_workers(self) -> None:
-        starts = [worker.start(self._settings, self._listening) for worker in self._workers.values()]
+        starts = [worker.start(self._for_workers(), self._listening) for worker in self._workers.values()]
         for outcome in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+
+    def _for_workers(self) -> ProxySettings:
+        """The settings as workers get them: they are told where our planner process listens."""
+        if self._planner is None:
+            return self._settings
+        return self._settings.model_copy(update={"planner_socket": self._planner.socket})
 
     async def _start_admin(self) -> None:
         if self._admin_listening is not None:
@@ -204,6 +215,8 @@ class Supervisor:
             task.cancel()
         for worker in self._workers.values():
             worker.kill()
+        if self._planner is not None:
+            await self._planner.stop()
         if self._admin is not None:
             await self._admin.stop()
         if self._control is not None:
@@ -233,7 +246,7 @@ class Supervisor:
             early = time.monotonic() - worker.started < EARLY_DEATH_SECONDS
             pause = min(max(pause * 2, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS) if early else 0.0
             self._log.event(
-                "worker_died", level="error", worker=worker.slot, how=_how_ended(status), restart_in_seconds=pause
+                "worker_died", level="error", worker=worker.slot, how=how_ended(status), restart_in_seconds=pause
             )
             if pause:
                 with contextlib.suppress(TimeoutError):
@@ -243,7 +256,7 @@ class Supervisor:
             worker = self._workers[worker.slot] = self._new_worker(worker.slot)
             self._restarts += 1
             try:
-                await worker.start(self._settings, self._listening)
+                await worker.start(self._for_workers(), self._listening)
             except StartError as error:
                 self._log.event("worker_not_started", level="error", worker=worker.slot, detail=str(error))
                 worker.kill()
@@ -324,12 +337,16 @@ class Supervisor:
             self._settings = settings
             self._log.configure(settings.log_format, settings.log_level)
             # Also when no setting differs: files named by them (certificates, users) may have changed.
-            payload = settings.to_wire().decode()
+            payload = self._for_workers().to_wire().decode()
             answers = await gather_quietly(
                 [worker.ask("reload", RELOAD_SECONDS, settings=payload) for worker in self._workers.values()]
             )
             for refused in {str(answer["refused"]) for answer in answers if "refused" in answer}:
                 self._log.event("reload_refused", level="error", detail=refused)
+            if self._planner is not None:
+                self._planner.apply(settings)
+                with contextlib.suppress(PlannerUnavailableError):
+                    await self._planner.reload()
             self._log.event("reloaded", changed=",".join(applied) or "none", workers=len(answers))
             if restart:
                 self._log.event("reload_needs_restart", level="warning", settings=",".join(restart))
@@ -464,11 +481,15 @@ class Supervisor:
             start_time=self._start_time,
             totals=self._merged.totals(),
             memory={"supervisor": resident_bytes(os.getpid()), **memory},
+            planner=self._planner.status() if self._planner is not None else None,
         )
 
     async def fresh_status(self) -> Status:
         """See ``proxy.admin.source``."""
-        await asyncio.gather(*(self._refresh(worker) for worker in self._workers.values()))
+        asked = [self._refresh(worker) for worker in self._workers.values()]
+        if self._planner is not None:
+            asked.append(self._planner.refresh(SCRAPE_SECONDS))
+        await asyncio.gather(*asked)
         return self.status()
 
     async def _refresh(self, worker: WorkerProcess) -> None:
@@ -482,6 +503,12 @@ class Supervisor:
         """See ``proxy.admin.source``."""
         return await self._reachable(self._settings.dsn.hosts)
 
+    async def reload_models(self) -> tuple[ModelStatus, ...]:
+        """See ``proxy.admin.source``."""
+        if self._planner is None:
+            raise PlannerUnavailableError("steering is off")
+        return await self._planner.reload()
+
     # --- odds and ends -------------------------------------------------------------------------------------------
 
     def _spawn(self, work: Any) -> None:
@@ -492,15 +519,6 @@ class Supervisor:
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         self._log.event("internal_error", level="error", detail=str(context.get("message", "")), error=repr(error))
-
-
-def _how_ended(status: int) -> str:
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"
 
 
 def _admin_token(settings: ProxySettings) -> str:

@@ -20,13 +20,15 @@ class RowsAdvice:
 @dataclass(frozen=True, slots=True)
 class Advice:
     """``settings`` are planner settings for this statement alone, name to value. ``relations`` is the largest number of
-    relations that one block joins, for GEQO and the collapse limits. ``leading`` is a join order as nested pairs of
-    aliases, or None."""
+    relations that one block joins, for GEQO and the collapse limits, and ``join_pairs`` about how many pairs of
+    sub-plans an exhaustive search of it weighs (`planner.subplans.join_pairs`; 0: not counted). ``leading`` is a join
+    order as nested pairs of aliases, or None."""
 
     rows: tuple[RowsAdvice, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     leading: JoinTree | None = None
     relations: int = 0
+    join_pairs: float = 0.0
 
     @property
     def empty(self) -> bool:
@@ -40,10 +42,13 @@ JoinTree = str | tuple["JoinTree", "JoinTree"]
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """Advice as one dialect delivers it: ``prefix`` goes in front of the statement's text; ``settings`` are put in
-    place for the statement and back afterwards. Both may be empty."""
+    place for the statement and back afterwards. Both may be empty. ``notes`` says what of the advice the dialect could
+    not express, as short stable labels."""
 
     prefix: str = ""
     settings: tuple[tuple[str, str], ...] = ()
+    dialect: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:

@@ -215,6 +215,9 @@ class QueryBlock:
     offset: Expression | None = None
     set_operation: str | None = None  # the operator whose arm this block is: union, union all, intersect, except
     locking: bool = False  # FOR UPDATE and the like
+    outputs: tuple[tuple[str, Column | None], ...] | None = None  # names in order, with the column if it is a plain one
+    arms: tuple[int, ...] = ()  # a set operation is a block without relations; these are the blocks of its arms
+    recursive: bool = False  # a CTE that refers to itself
 
     @property
     def everything(self) -> int:
@@ -248,6 +251,7 @@ class QueryGraph:
     parameters: int = 0
     functions: frozenset[str] = field(default=frozenset())  # names of all functions called, lower-case, for volatility
     read_only: bool = True  # no data-modifying CTE, no FOR UPDATE, no INTO
+    draft: str | None = field(default=None, compare=False, repr=False)  # the text, while `planner.sql.qualify` is due
 
     @property
     def aliases(self) -> Sequence[str]:

@@ -31,6 +31,8 @@ class ColumnInfo:
     number: int
     not_null: bool = False
     statistics: ColumnStatistics | None = None
+    least: object = None  # the present smallest and largest value where an index tells them, else None
+    greatest: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,16 @@ class IndexInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class CommonCombinations:
+    """Frequent combinations of values: ``values`` has each column's, one for each combination; ``base_freqs`` are the
+    frequencies if the columns were independent."""
+
+    values: Mapping[str, tuple[object, ...]]
+    freqs: tuple[float, ...]
+    base_freqs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExtendedStatistics:
     """``n_distinct`` maps sets of columns to counts (negative as in pg_stats), ``dependencies`` maps (columns, column)
     to degrees from 0 to 1."""
@@ -49,6 +61,16 @@ class ExtendedStatistics:
     columns: tuple[str, ...]
     n_distinct: Mapping[frozenset[str], float] = field(default_factory=dict)
     dependencies: Mapping[tuple[frozenset[str], str], float] = field(default_factory=dict)
+    common: CommonCombinations | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """``columns`` reference ``target_columns`` of the table ``target`` (schema, name), one for one."""
+
+    columns: tuple[str, ...]
+    target: tuple[str, str]
+    target_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +97,7 @@ class TableInfo:
     row_security: bool = False
     temporary: bool = False
     sample: Sample | None = None
+    foreign_keys: tuple[ForeignKey, ...] = ()
 
     @property
     def steerable(self) -> bool:
@@ -85,7 +108,8 @@ class TableInfo:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """``tables`` by (schema, name); views are among them, to be told apart. ``schema_hash`` covers names and types of
-    tables and columns. ``capabilities``: ``hint_plan`` (pg_hint_plan is loaded in client sessions), ``plan_advice``."""
+    tables and columns. ``capabilities``: ``hint_plan`` (pg_hint_plan is loaded in client sessions), ``plan_advice``.
+    ``derived`` keeps what is computed from the snapshot alone, for all queries to share; it says nothing new."""
 
     database: str
     server_version: int
@@ -96,6 +120,7 @@ class Snapshot:
     capabilities: frozenset[str] = frozenset()
     default_search_path: tuple[str, ...] = ("public",)
     volatile_functions: frozenset[str] = frozenset()  # names of functions not known to be immutable or stable
+    derived: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
 
     def find(self, name: str, schema: str | None, search_path: tuple[str, ...]) -> TableInfo | None:
         """The table that a name means under a search path; pg_catalog is looked in first, as the server does."""

@@ -19,16 +19,19 @@ from proxy.metrics import Counters
 from proxy.readonly import lifts_read_only
 from proxy.relay import RelaySession
 from proxy.reuse import ReusingSession
-from proxy.session import SHUTDOWN, DedicatedSession, PooledSession, RelayedTalk, Session, new_secret
+from proxy.session import DedicatedSession, PooledSession, RelayedTalk, new_secret
+from proxy.session_base import SHUTDOWN, Session
 from proxy.settings import ProxySettings
-from proxy.steering import LeaveAlone
+from proxy.steering import LeaveAlone, Steering
+from proxy.steering.steerer import SessionSteering, Steerer
 from proxy.tls import TlsContexts
 from proxy.upstream import takeover
 from proxy.upstream.backend import Backend
 from proxy.upstream.cancel import Address, send_cancel
 from proxy.upstream.opener import Opener
 from proxy.upstream.pool import BackendPool
-from proxy.wire.conversation import OWN, Conversation
+from proxy.wire.conversation import Conversation
+from proxy.wire.delivery import SteeredConversation
 from proxy.wire.messages import error_response, startup_message
 from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import StatementRegistry
@@ -84,7 +87,7 @@ class WorkerContext:
         self.authenticator = Authenticator(
             settings, lambda: self.tls.certificate_hash, log, upstream_tls=self._upstream_tls
         )
-        self.steering = LeaveAlone()
+        self.steerer = Steerer(settings, counters, log) if settings.planner_socket else None
         self.registry = StatementRegistry()
         self.sessions: set[Session | RelaySession] = set()
         self.draining = False
@@ -103,6 +106,8 @@ class WorkerContext:
         """Reads users and begins to keep house. Raises on users files and queries that cannot be used."""
         await self.authenticator.start()
         self.spawn(self._sweep())
+        if self.steerer is not None:
+            self.spawn(self.steerer.client.run())
 
     def _upstream_tls(self) -> ssl.SSLContext | str | None:
         """How asyncpg is to encrypt: our context where TLS is demanded, else the name of the mode."""
@@ -154,17 +159,24 @@ class WorkerContext:
         self.counters.clients_current += 1
 
     def conversation(self, login: Login) -> Conversation:
-        talk = Conversation(self.steering) if login.replication is None else RelayedTalk(self.steering)
+        if login.replication is not None:
+            return RelayedTalk(LeaveAlone())
+        talk = SteeredConversation(self._steering(login))
         if login.read_only:
             talk.guard = lifts_read_only
         return talk
+
+    def _steering(self, login: Login) -> Steering:
+        if self.steerer is None:
+            return LeaveAlone()
+        return SessionSteering(self.steerer, login.database, login.user, login.settings)
 
     def pooled_conversation(self, login: Login, pool: BackendPool) -> PooledConversation:
         settings = {}
         if "application_name" in login.settings:
             settings[b"application_name"] = login.settings["application_name"].encode("utf-8", "surrogateescape")
         talk = PooledConversation(
-            self.steering, self.registry, pool.reported, settings, self.settings.max_prepared_bytes
+            self._steering(login), self.registry, pool.reported, settings, self.settings.max_prepared_bytes
         )
         if login.read_only:
             talk.guard = lifts_read_only
@@ -295,8 +307,9 @@ class WorkerContext:
         session = self._keys.get(pid)
         if session is not None and hmac.compare_digest(session.key[1], secret):
             await self._own_query_over(session)
+            session.without_advice()  # the statement that waits is the one that is meant
             backend = session.backend
-            if backend is None or not session.talk.owed:
+            if backend is None or not session.talk.cancellable:
                 self.counters.cancels_dropped += 1
                 return
             backend.cancelling += 1
@@ -315,9 +328,10 @@ class WorkerContext:
                 await self._send_cancel(host.socket_path if host.is_unix else (host.host, host.port), pid, secret)
 
     async def _own_query_over(self, session: Session) -> None:
-        """Waits while a query of the proxy's own runs in front of the client's, which is the one to be cancelled."""
+        """Waits while a query of the proxy's own runs in front of the client's, which is the one to be cancelled. (What
+        is ours in an extended batch is answered with the client's: the server says nothing before the batch's end.)"""
         until = time.monotonic() + _OWN_QUERY_SECONDS
-        while session.backend is not None and session.talk.owed and session.talk.owed[0] & OWN:
+        while session.backend is not None and session.talk.runs_our_query:
             if time.monotonic() > until:
                 return
             await asyncio.sleep(_OWN_QUERY_LOOK)
@@ -376,6 +390,8 @@ class WorkerContext:
         """Puts new settings in place; connections that exist keep what they were opened with."""
         self.settings = settings
         self.slow_ms = _slow_limit(settings)
+        if self.steerer is not None:
+            self.steerer.configure(settings)
         for complaint in self.tls.reload(settings):
             self.log.event("tls_kept", level="error", detail=complaint)
         await self.authenticator.reload(settings)

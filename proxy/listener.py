@@ -52,12 +52,9 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Lobby:
-    """The connections of one worker that have not logged in. Listeners of a worker may share one.
+    """The connections of one worker that have not logged in. Listeners of a worker may share one."""
 
-    ``evicted``, ``timed_out`` and ``accept_pauses`` count what was done to keep it small.
-    """
-
-    __slots__ = ("_arriving", "_context", "_deadlines", "_quiet", "_timer", "accept_pauses", "evicted", "timed_out")
+    __slots__ = ("_arriving", "_context", "_deadlines", "_quiet", "_timer")
 
     def __init__(self, context: GreetingContext) -> None:
         self._context = context
@@ -66,9 +63,6 @@ class Lobby:
         self._arriving: dict[Arrival, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Future[None] | None = None
-        self.evicted = 0
-        self.timed_out = 0
-        self.accept_pauses = 0
 
     def __len__(self) -> int:
         return len(self._deadlines)
@@ -104,7 +98,7 @@ class Lobby:
         """Closes the connection that has waited longest without a start-up message."""
         oldest = next(iter(self._arriving), None)
         if oldest is not None:
-            self.evicted += 1
+            self._context.counters.half_open_evicted += 1
             oldest.expire()
 
     def admit(self, arrival: Arrival) -> bool:
@@ -147,7 +141,7 @@ class Lobby:
                 break
             late.append(arrival)
         for arrival in late:
-            self.timed_out += 1
+            self._context.counters.login_timeouts += 1
             arrival.expire()
             # A transport says only later that it is gone; what was ended must not be ended again.
             self.leave(arrival)
@@ -425,7 +419,7 @@ class Listener:
     def _pause(self, error: OSError) -> None:
         """Out of descriptors, or something else that the next try would meet again at once."""
         loop = asyncio.get_running_loop()
-        self.lobby.accept_pauses += 1
+        self._context.counters.accept_pauses += 1
         if error.errno in _EXHAUSTED:
             # Whoever says nothing makes room for those who wait to be accepted.
             self.lobby.evict_oldest()

@@ -73,6 +73,9 @@ WORKER_METRICS: Final[tuple[Metric, ...]] = (
     _counter("logins_failed", "Client logins that were refused."),
     _counter("tls_connections", "Client connections that were encrypted."),
     _counter("protocol_errors", "Connections closed because the client broke the protocol."),
+    _counter("half_open_evicted", "Connections without a start-up message closed to make room for others."),
+    _counter("login_timeouts", "Connections closed because login_timeout passed before their login was over."),
+    _counter("accept_pauses", "Pauses in accepting because the system refused a descriptor or memory."),
     _counter("statements", "Statements sent on to the server."),
     _counter("transactions", "Transactions that ended."),
     _counter("bytes_from_client", "Bytes received from clients.", name="client_received_bytes"),
@@ -95,6 +98,19 @@ WORKER_METRICS: Final[tuple[Metric, ...]] = (
     _counter("pinned", "Clients that were given a server connection for good, by reason.", "reason"),
     _counter("statements_reprepared", "Prepared statements prepared once more on another server connection."),
     _counter("steering_left_alone", "Statements that steering left as they were."),
+    _counter("steering_steered", "Statements that went on with advice."),
+    _counter("steering_reasons", "Statements that join tables and were left alone, by reason.", "reason"),
+    _counter("steering_waited", "Statements that waited for advice."),
+    _counter("steering_wait_seconds", "Time that statements waited for advice."),
+    _counter("steering_late", "Statements whose advice did not come before the deadline."),
+    _counter("steering_asked", "Questions sent to the planner."),
+    _counter("steering_answered", "Answers received from the planner."),
+    _counter("steering_refused", "Steered statements that the server refused because of the advice."),
+    _counter("steering_run_again", "Refused statements that were run again as the client sent them."),
+    _counter("steering_breaker_opened", "Times that the planner missed so many deadlines that waiting was given up."),
+    _counter("steering_planner_errors", "Connections to the planner that were closed because it sent garbage."),
+    _counter("steering_observations_dropped", "Measurements not told to the planner because it did not read."),
+    _gauge("planner_connected", "Workers that are connected to the planner."),
     _counter("parse_cache_evictions", "Prepared statements evicted to stay below max_prepared_bytes."),
     _counter("read_only_refused", "Statements refused by the read-only guard."),
     _counter("handed_back", "Server connections given back to the asyncpg pool."),
@@ -143,6 +159,7 @@ class Counters:
 
     __slots__ = (
         "_latency",
+        "accept_pauses",
         "backends_closed",
         "backends_current",
         "backends_opened",
@@ -152,12 +169,15 @@ class Counters:
         "cancels_forwarded",
         "clients_current",
         "clients_total",
+        "half_open_evicted",
         "handed_back",
         "latency_sum",
         "log_lines_dropped",
+        "login_timeouts",
         "logins_failed",
         "parse_cache_evictions",
         "pinned",
+        "planner_connected",
         "pool_wait_seconds_count",
         "pool_wait_seconds_sum",
         "pool_wait_timeouts",
@@ -167,7 +187,19 @@ class Counters:
         "read_only_refused",
         "statements",
         "statements_reprepared",
+        "steering_answered",
+        "steering_asked",
+        "steering_breaker_opened",
+        "steering_late",
         "steering_left_alone",
+        "steering_observations_dropped",
+        "steering_planner_errors",
+        "steering_reasons",
+        "steering_refused",
+        "steering_run_again",
+        "steering_steered",
+        "steering_wait_seconds",
+        "steering_waited",
         "tls_connections",
         "transactions",
     )
@@ -178,6 +210,9 @@ class Counters:
         self.logins_failed = 0
         self.tls_connections = 0
         self.protocol_errors = 0
+        self.half_open_evicted = 0
+        self.login_timeouts = 0
+        self.accept_pauses = 0
         self.statements = 0
         self.transactions = 0
         self.bytes_from_client = 0
@@ -195,6 +230,19 @@ class Counters:
         self.pinned = Labelled()
         self.statements_reprepared = 0
         self.steering_left_alone = 0
+        self.steering_steered = 0
+        self.steering_reasons = Labelled()
+        self.steering_waited = 0
+        self.steering_wait_seconds = 0.0
+        self.steering_late = 0
+        self.steering_asked = 0
+        self.steering_answered = 0
+        self.steering_refused = 0
+        self.steering_run_again = 0
+        self.steering_breaker_opened = 0
+        self.steering_planner_errors = 0
+        self.steering_observations_dropped = 0
+        self.planner_connected = 0
         self.parse_cache_evictions = 0
         self.read_only_refused = 0
         self.handed_back = 0

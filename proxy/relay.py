@@ -11,11 +11,12 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from proxy.login import Login
-from proxy.session import SHUTDOWN, DedicatedSession
+from proxy.session import DedicatedSession
+from proxy.session_base import SHUTDOWN
 from proxy.upstream.backend import Backend
 from proxy.upstream.direct import connect
 from proxy.upstream.errors import UpstreamError
-from proxy.wire.frames import HEADER, READY
+from proxy.wire.frames import READY, whole_messages
 from proxy.wire.messages import message, startup_message
 
 if TYPE_CHECKING:
@@ -96,15 +97,10 @@ class RelaySession(asyncio.Protocol):
     def from_server(self, data: bytes) -> None:
         """Messages of the server up to its first ReadyForQuery."""
         data = self._buffer + data
-        pos = 0
+        messages, rest = whole_messages(data)
         out = []
-        while len(data) - pos >= HEADER.size:
-            kind, length = HEADER.unpack_from(data, pos)
-            end = pos + 1 + length
-            if end > len(data):
-                break
-            raw = data[pos:end]
-            pos = end
+        for kind, start, end in messages:
+            raw = data[start:end]
             if kind == _AUTHENTICATION and raw[5:9] == _SASL and _PLUS in raw:
                 raw = message(b"R", raw[5:].replace(_PLUS, b""))
             elif kind == _KEY_DATA:
@@ -112,9 +108,9 @@ class RelaySession(asyncio.Protocol):
             out.append(raw)
             if kind == READY:
                 self._transport.write(b"".join(out))
-                self._become_session(data[pos:])
+                self._become_session(data[end:])
                 return
-        self._buffer = data[pos:]
+        self._buffer = data[rest:]
         if len(self._buffer) > _LOGIN_LIMIT:
             self.abort()
         elif out:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from proxy.login import Login
 from proxy.session import DedicatedSession
-from proxy.upstream.backend import Backend, run_alone
+from proxy.upstream.backend import Backend, reported_settings, run_alone
 from proxy.upstream.pool import BackendPool
 from proxy.wire.messages import TERMINATE, backend_key_data, ready_for_query
 
@@ -50,6 +50,8 @@ class ReusingSession(DedicatedSession):
         # The backend will serve others: its own cancel key must not stay with this client.
         self.key = self.context.new_key(long=self.login.minor >= 2)
         self.context.register(self)
+        for setting in reported_settings(self._pool.greeting).items():
+            self._talk.steering.reported(*setting)
         greeting = b"".join(self._pool.greeting)
         self.transport.write(greeting + backend_key_data(*self.key) + ready_for_query())
         self._go_on()
@@ -73,6 +75,8 @@ class ReusingSession(DedicatedSession):
         if self._waiting:
             self._pool.forget(self)
         self._leaving = True
+        if self._wait is not None:
+            self._wait.abandon()
         backend, self.backend = self.backend, None
         if backend is not None:
             backend.read(wanted=True)

@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.login import Login
-from proxy.upstream.backend import Backend
+from proxy.session_base import PENDING_LIMIT, SHUTDOWN, Session
+from proxy.upstream.backend import Backend, reported_settings
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.pool import BackendPool
 from proxy.wire.conversation import Conversation
@@ -25,121 +26,11 @@ if TYPE_CHECKING:
     from proxy.context import WorkerContext
 
 _now: Final = time.monotonic
-SHUTDOWN: Final = error_response("57P01", "terminating connection due to administrator command")
 LOST: Final = error_response(
     "08006",
     "pilotwire lost its connection to the server",
     detail="The transaction that was running, if any, was rolled back or its outcome is unknown.",
 )
-BREACHED: Final = error_response("25006", "this session is read-only, but something in it turned that off")
-# While a client's own messages wait for a backend, about this much of them is read. Not to read at all would hide
-# that the client has left, and it would keep its place in the queue.
-_PENDING_LIMIT: Final = 16 * 1024
-
-
-class Session:
-    """What both kinds have in common, the callbacks of `asyncio.Protocol` among it. (To inherit from that class would
-    keep the compiled build from giving this one fields of its own.) The hot path is `data_received` and `server_data` of the subclasses."""
-
-    __slots__ = (
-        "_closing",
-        "_leaving",
-        "_ready_seen",
-        "_since",
-        "backend",
-        "context",
-        "counters",
-        "key",
-        "login",
-        "talk",
-        "transport",
-    )
-
-    def __init__(self, context: WorkerContext, login: Login, transport: asyncio.Transport, talk: Conversation) -> None:
-        self.context = context
-        self.talk = talk
-        self.counters = context.counters
-        self.login = login
-        self.transport = transport
-        self.backend: Backend | None = None
-        self.key: tuple[int, bytes] = (0, b"")
-        self._since = 0.0  # when the batch that is running arrived
-        self._ready_seen = 0
-        self._closing = False  # to be ended at the next transaction boundary
-        self._leaving = False
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.login.user}@{self.login.database} {self.talk!r} backend={self.backend!r}>"
-
-    # ------------------------------------------------------------------ ends
-
-    def end_when_idle(self) -> None:
-        """Ends the session with 57P01 as soon as it is outside a transaction with nothing owed."""
-        self._closing = True
-        if self._between_transactions():
-            self.finish(SHUTDOWN)
-
-    def _between_transactions(self) -> bool:
-        return self.talk.idle
-
-    def finish(self, response: bytes) -> None:
-        """Says why and closes; the client gets what was written before."""
-        if not self.transport.is_closing():
-            self.transport.write(response)
-            self.transport.close()
-        self._leaving = True
-
-    def abort(self) -> None:
-        self._leaving = True
-        self.transport.abort()
-
-    def _violated(self, error: ProtocolViolation) -> None:
-        self.counters.protocol_errors += 1
-        self.context.log.event("protocol_error", level="warning", peer=self.login.peer, error=str(error))
-        self.finish(error_response("08P01", str(error)))
-
-    def _answered(self, talk: Conversation) -> None:
-        """Bookkeeping for each ReadyForQuery that reached the client; about 0.7 us."""
-        counters = self.counters
-        counters.statements += talk.ready_count - self._ready_seen
-        self._ready_seen = talk.ready_count
-        if talk.refused:
-            counters.read_only_refused += talk.refused
-            talk.refused = 0
-        if talk.breached:
-            self.context.log.event("read_only_breached", level="error", user=self.login.user, peer=self.login.peer)
-            self.finish(BREACHED)
-        if talk.left_alone:
-            counters.steering_left_alone += talk.left_alone
-            talk.left_alone = 0
-        if not talk.owed and self._since:
-            took = _now() - self._since
-            self._since = 0.0
-            counters.observe_latency(took)
-            if took * 1000 >= self.context.slow_ms:
-                self.context.log_slow(self.login, took)
-        if talk.idle:
-            counters.transactions += 1
-
-    # ------------------------------------------------------------------ flow control
-
-    def pause_writing(self) -> None:
-        """The client does not read: stop reading from the server."""
-        if self.backend is not None:
-            self.backend.read(wanted=False)
-
-    def resume_writing(self) -> None:
-        if self.backend is not None:
-            self.backend.read(wanted=True)
-
-    def server_writable(self, writable: bool) -> None:
-        """The server does not read, or does again."""
-        if self.transport.is_closing():
-            return
-        if writable:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
 
 
 class DedicatedSession(Session):
@@ -172,6 +63,8 @@ class DedicatedSession(Session):
             backend.close(polite=True)
             return
         self._own(backend)
+        for setting in reported_settings(backend.greeting).items():
+            self._talk.steering.reported(*setting)
         greeting = b"".join(backend.greeting)
         backend.greeting = []
         self.transport.write(greeting + backend_key_data(*self.key) + ready_for_query())
@@ -217,6 +110,14 @@ class DedicatedSession(Session):
             self._send(backend, out)
         elif out:
             backend.transport.write(out)
+        if talk.suspended:
+            self._suspended()
+
+    def _sent(self, backend: Backend, out: bytes) -> None:
+        if self._talk.terminated:
+            self._send(backend, out)
+        elif out:
+            backend.transport.write(out)
 
     def _send(self, backend: Backend, out: bytes) -> None:
         """The client's last bytes; the server, which gets its Terminate too, closes the connection after them."""
@@ -228,6 +129,8 @@ class DedicatedSession(Session):
         if out:
             self.counters.bytes_to_client += len(out)
             self.transport.write(out)
+        if talk.again:
+            self._send_again(backend, talk)
         if talk.ready_count != self._ready_seen:
             self._answered(talk)
             if self._closing and talk.idle:
@@ -235,6 +138,7 @@ class DedicatedSession(Session):
 
     def eof_received(self) -> bool:
         """The client has sent all it will; as with the server, it may still read its answers."""
+        self.without_advice()
         backend = self.backend
         if backend is None or backend.lost or not backend.transport.can_write_eof() or self.login.tls:
             return False
@@ -243,6 +147,8 @@ class DedicatedSession(Session):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leaving = True
+        if self._wait is not None:
+            self._wait.abandon()
         backend, self.backend = self.backend, None
         if backend is not None:
             # A client that vanished is told to the server as it is: the connection ends without a Terminate.
@@ -301,6 +207,8 @@ class PooledSession(Session):
         self._greeted = True
         talk = self._talk
         talk.adopt(self._pool.reported)
+        for setting in talk.reported.items():
+            talk.steering.reported(*setting)
         reported = [
             parameter_status(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
             for name, value in talk.reported.items()
@@ -390,7 +298,7 @@ class PooledSession(Session):
             self._borrow()
 
     def _hold_back(self) -> None:
-        if len(self._pending) > _PENDING_LIMIT:
+        if len(self._pending) > PENDING_LIMIT:
             self.transport.pause_reading()
 
     def _worth_a_backend(self, data: bytes) -> bool:
@@ -416,6 +324,12 @@ class PooledSession(Session):
             return
         if not self._since:
             self._since = _now()
+        self._sent(backend, out)
+        if talk.suspended:
+            self._suspended()
+
+    def _sent(self, backend: Backend, out: bytes) -> None:
+        talk = self._talk
         if talk.databases_text is not None:
             self._clear_databases(backend, out)
         elif out:
@@ -459,6 +373,8 @@ class PooledSession(Session):
         if out:
             self.counters.bytes_to_client += len(out)
             self.transport.write(out)
+        if talk.again:
+            self._send_again(backend, talk)
         if talk.ready_count != self._ready_seen:
             self._answered(talk)
         if talk.idle:
@@ -468,6 +384,7 @@ class PooledSession(Session):
 
     def eof_received(self) -> bool:
         """The client has sent all it will; as with the server, it may still read its answers."""
+        self.without_advice()
         # While it waits in the queue it is taken to have left, as most clients that end there have.
         self._half_closed = not self.login.tls and not self._waiting and self._answers_coming()
         return self._half_closed
@@ -529,6 +446,8 @@ class PooledSession(Session):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leaving = True
+        if self._wait is not None:
+            self._wait.abandon()
         if self._waiting:
             self._waiting = False
             self._pool.forget(self)

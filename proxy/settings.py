@@ -26,6 +26,8 @@ from proxy.settings_connections import (
     TargetSessionAttrs,
     TlsMode,
 )
+from proxy.settings_planner import PlannerSettings
+from proxy.settings_steering import SteeringMode, SteeringSettings
 
 PoolMode = Literal["session", "transaction"]
 LogFormat = Literal["human", "json"]
@@ -35,6 +37,7 @@ __all__ = [
     "AuthMethod",
     "ListenerOptions",
     "ProxySettings",
+    "SteeringMode",
     "TargetSessionAttrs",
     "TlsMode",
     "apply_reload",
@@ -45,7 +48,7 @@ __all__ = [
 POOL, SAFETY, LOG = "Pooling", "Stopping and guarding", "Logging"
 
 
-class ProxySettings(ConnectionSettings):
+class ProxySettings(PlannerSettings, SteeringSettings, ConnectionSettings):
     """Durations are seconds, sizes are bytes, '' is "not set". See docs/configuration.md for each field."""
 
     model_config = CONFIG

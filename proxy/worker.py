@@ -63,6 +63,7 @@ class Worker:
             if self._context is not None:
                 # The last word to the supervisor, so that no count is lost when a worker ends in order.
                 self._send_counters(self._context)
+                await self._context.authenticator.close()
         finally:
             if self._push is not None:
                 self._push.cancel()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 
-from proxy.admin import health
+from proxy.admin import health, models
 from proxy.admin.exposition import render
 from proxy.admin.source import AdminSource
 
@@ -22,7 +22,9 @@ def create_app(source: AdminSource, token: str = "") -> FastAPI:
     app.include_router(health.router(source))
     guarded = [Depends(_require(token))] if token else []
 
-    # Later groups of pages (an API, a console) are included here, with the same dependencies.
+    # Later groups of pages (a console) are included here, with the same dependencies.
+    app.include_router(models.router(source), dependencies=guarded)
+
     @app.get("/metrics", dependencies=guarded)
     async def metrics(request: Request) -> Response:
         """All metrics, in Prometheus' text form or OpenMetrics, as the scraper asks."""

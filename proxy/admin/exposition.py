@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -11,8 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from proxy import metrics
-from proxy.admin.source import Status
+from proxy import metrics, planner_metrics
+from proxy.admin.source import PlannerStatus, Status
 
 PREFIX: Final = "pilotwire_"
 
@@ -24,7 +24,7 @@ class StatusCollector(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        for declared in metrics.WORKER_METRICS:
+        for declared in (*metrics.WORKER_METRICS, *planner_metrics.PLANNER_COUNTERS):
             family = _family(declared)
             if declared.label:
                 found = {**dict.fromkeys(declared.values, 0.0), **_labelled(self._status, declared.attribute)}
@@ -33,29 +33,49 @@ class StatusCollector(Collector):
             else:
                 family.add_metric([], self._status.totals.get(declared.attribute, 0))
             yield family
-        yield self._latency()
+        yield self._histogram(
+            "statement_latency_seconds", metrics.LATENCY, metrics.LATENCY_BOUNDS, metrics.LATENCY_HELP
+        )
+        for name, attribute, text in planner_metrics.HISTOGRAMS:
+            yield self._histogram(name, attribute, planner_metrics.BOUNDS, text)
         yield from self._own()
+        yield from _planner(self._status.planner or PlannerStatus())
 
-    def _latency(self) -> HistogramMetricFamily:
+    def _histogram(self, name: str, attribute: str, bounds: Sequence[float], text: str) -> HistogramMetricFamily:
+        """From one count for each bucket, under ``attribute{bound}``, and ``attribute_sum``."""
         totals = self._status.totals
-        counts = accumulate(totals.get(key, 0) for key in metrics.LATENCY_KEYS)
-        bounds = [*(str(bound) for bound in metrics.LATENCY_BOUNDS), "+Inf"]
+        labels = [*(str(bound) for bound in bounds), "+Inf"]
+        counts = accumulate(totals.get(f"{attribute}{{{label}}}", 0) for label in labels)
         return HistogramMetricFamily(
-            f"{PREFIX}statement_latency_seconds",
-            metrics.LATENCY_HELP,
-            buckets=list(zip(bounds, counts, strict=True)),
-            sum_value=totals.get(metrics.LATENCY_SUM, 0),
+            PREFIX + name,
+            text,
+            buckets=list(zip(labels, counts, strict=True)),
+            sum_value=totals.get(f"{attribute}_sum", 0),
         )
 
     def _own(self) -> Iterator[Metric]:
         for name, declared in metrics.SUPERVISOR_METRICS.items():
             family = _family(declared)
             if name == "memory":
-                for process, size in sorted(self._status.memory.items()):
+                planner = self._status.planner
+                extra = {"planner": planner.memory} if planner is not None and planner.memory else {}
+                for process, size in sorted({**self._status.memory, **extra}.items()):
                     family.add_metric([process], size)
             else:
                 family.add_metric([], float(getattr(self._status, name)))
             yield family
+
+
+def _planner(status: PlannerStatus) -> Iterator[Metric]:
+    for declared in planner_metrics.PLANNER_GAUGES:
+        family = _family(declared)
+        family.add_metric([], float(getattr(status, declared.attribute)))
+        yield family
+    info = _family(planner_metrics.MODEL_INFO)
+    for model in status.models:
+        if model.state == "active":
+            info.add_metric([f"{model.name}-{model.version}"], 1)
+    yield info
 
 
 def _family(declared: metrics.Metric) -> CounterMetricFamily | GaugeMetricFamily:

@@ -1,42 +1,81 @@
 """The wire side of steering: what is asked for each statement before it goes on.
 
-A `Steering` sees every statement's text as the client sent it, and for the extended protocol the Bind message with its
-parameters, and answers what to do. `LeaveAlone` is the answer for every statement while no planner is connected.
+A conversation shows each statement to its session's `Steering`: the text of a Query, or at Bind what `known` made of
+the text when it was prepared, with the parameters. The answer is a `Decision` and must be there at once; `UNDECIDED`
+says that the planner is to be asked and is worth waiting for: the conversation then stops before this message until it
+is told. `LeaveAlone` is the answer for every statement while there is no planner.
 """
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 
 class Decision:
-    """What to do with one statement; instances are compared by identity."""
+    """What to do with one statement. ``prefix`` goes in front of its text, ``settings`` (name, value) are put in place
+    around it; both empty: leave it alone. `LEAVE_ALONE` and `UNDECIDED` are compared by identity."""
 
-    __slots__ = ("name",)
+    __slots__ = ("model", "prefix", "reason", "settings", "shift")
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(
+        self, reason: str, prefix: bytes = b"", settings: tuple[tuple[bytes, bytes], ...] = (), model: str = ""
+    ) -> None:
+        self.reason = reason
+        self.prefix = prefix
+        self.settings = settings
+        self.model = model
+        self.shift = len(prefix.decode("utf-8", "replace"))  # how far it moves positions, in characters
 
     def __repr__(self) -> str:
-        return f"<Decision {self.name}>"
+        return f"<Decision {self.reason} prefix={self.prefix!r} settings={self.settings!r}>"
 
 
 LEAVE_ALONE: Final = Decision("leave alone")
+UNDECIDED: Final = Decision("undecided")
+
+
+class Known:
+    """A text with its parameter types, and its kind, which is `Steering`'s own business. ``types`` is the tail of the
+    Parse message, from the count of the types on."""
+
+    __slots__ = ("template", "text", "types")
+
+    def __init__(self, text: bytes, types: bytes, template: Any) -> None:
+        self.text = text
+        self.types = types
+        self.template = template
 
 
 class Steering(Protocol):
-    """Asked on the hot path: an answer must be there at once."""
+    """One session's steering. All of it is called on the hot path and does no I/O of its own that could block."""
 
     def query(self, text: bytes) -> Decision:
         """A statement of the simple protocol, without its terminating zero."""
         ...
 
-    def bind(self, text: bytes, message: bytes, start: int, end: int) -> Decision:
-        """A statement of the extended protocol at its Bind.
+    def known(self, text: bytes, types: bytes) -> Known | None:
+        """What `bind` is to be given for a text that was prepared; None for one that is never steered."""
+        ...
 
-        ``message[start:end]`` is the Bind message from the count of parameter format codes on, values included; a
-        message longer than the hold limit is cut off at what has arrived.
-        """
+    def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:
+        """A statement of the extended protocol at its Bind; ``message[start:end]`` is the Bind message from the count
+        of parameter format codes on, values included."""
+        ...
+
+    def reported(self, name: bytes, value: bytes) -> None:
+        """The server reported a setting's value."""
+        ...
+
+    def delivered(self, decision: Decision) -> None:
+        """The statement last asked about goes on as this decision says."""
+        ...
+
+    def prevented(self, reason: str) -> None:
+        """A decision could not be followed here."""
+        ...
+
+    def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:
+        """The server refused a steered text because of what was added; ``again``: it was run as the client sent it."""
         ...
 
 
@@ -48,5 +87,20 @@ class LeaveAlone:
     def query(self, text: bytes) -> Decision:
         return LEAVE_ALONE
 
-    def bind(self, text: bytes, message: bytes, start: int, end: int) -> Decision:
+    def known(self, text: bytes, types: bytes) -> Known | None:
+        return None
+
+    def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:
         return LEAVE_ALONE
+
+    def reported(self, name: bytes, value: bytes) -> None:
+        pass
+
+    def delivered(self, decision: Decision) -> None:
+        pass
+
+    def prevented(self, reason: str) -> None:
+        pass
+
+    def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:
+        pass

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from proxy.upstream.takeover import TakenConnection
-from proxy.wire.frames import ERROR, HEADER, IDLE, PARAMETER_STATUS, READY
+from proxy.wire.frames import ERROR, HEADER_SIZE, IDLE, PARAMETER_STATUS, READY, whole_messages
 from proxy.wire.messages import TERMINATE, query
 from proxy.wire.session_state import BackendState
 
@@ -190,20 +190,15 @@ class _Alone:
 
     def server_data(self, backend: Backend, data: bytes) -> None:
         data = self._data + data
-        pos = 0
-        while len(data) - pos >= HEADER.size:
-            kind, length = HEADER.unpack_from(data, pos)
-            if pos + 1 + length > len(data):
-                break
-            pos += 1 + length
+        messages, rest = whole_messages(data)
+        for kind, start, end in messages:
             if kind == ERROR:
                 self._failed = True
             elif kind == PARAMETER_STATUS and backend.state is not None:
-                raw = data[pos - 1 - length : pos]
-                backend.state.reported = {**backend.state.reported, **reported_settings([raw])}
+                backend.state.reported = {**backend.state.reported, **reported_settings([data[start:end]])}
             elif kind == READY and not self.done.done():
-                self.done.set_result(not self._failed and data[pos - 1] == IDLE)
-        self._data = data[pos:]
+                self.done.set_result(not self._failed and data[end - 1] == IDLE)
+        self._data = data[rest:]
 
     def server_lost(self, backend: Backend, error: Exception | None) -> None:
         if not self.done.done():
@@ -231,17 +226,12 @@ def reported_settings(greeting: list[bytes]) -> dict[bytes, bytes]:
     reported = {}
     for raw in greeting:
         if raw[0] == PARAMETER_STATUS:
-            name, value, _ = raw[HEADER.size :].split(b"\0", 2)
+            name, value, _ = raw[HEADER_SIZE:].split(b"\0", 2)
             reported[name] = value
     return reported
 
 
 def idle_message_is_harmless(data: bytes) -> bool:
     """Whether what an idle backend sent by itself leaves it usable: anything but an error."""
-    pos = 0
-    while len(data) - pos >= HEADER.size:
-        kind, length = HEADER.unpack_from(data, pos)
-        if kind == ERROR:
-            return False
-        pos += 1 + length
-    return pos == len(data)
+    messages, rest = whole_messages(data)
+    return rest == len(data) and all(kind != ERROR for kind, _, _ in messages)

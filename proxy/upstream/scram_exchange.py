@@ -11,10 +11,11 @@ from typing import Final
 
 from proxy.login import PasswordCredential
 from proxy.upstream.login import UpstreamLogin
-from proxy.wire.frames import HEADER
+from proxy.wire.frames import HEADER_SIZE, whole_messages
 
 _AUTHENTICATION: Final = 0x52  # R
 _SASL_CODES: Final = frozenset({10, 11, 12})
+_SHORTEST: Final = 9  # a message with its code
 # What a server says before it accepts a login is short; asyncpg is to judge anything longer.
 _LIMIT: Final = 32 * 1024
 
@@ -38,22 +39,15 @@ class ScramExchange:
         if self._over:
             return data, b""
         data = self._buffer + data
-        passed, replies, pos = b"", b"", 0
-        while not self._over and len(data) - pos >= HEADER.size:
-            kind, length = HEADER.unpack_from(data, pos)
-            if kind != _AUTHENTICATION or not 8 <= length <= _LIMIT:
+        messages, rest = whole_messages(data)
+        replies = b""
+        for kind, start, end in messages:
+            raw = data[start:end]
+            code = int.from_bytes(raw[HEADER_SIZE:9], "big")
+            ours = kind == _AUTHENTICATION and _SHORTEST <= end - start <= _LIMIT
+            if not ours or (code not in _SASL_CODES and not (code == 0 and self._started)):
                 self._over = True  # an error, or something odd: asyncpg's affair
-                break
-            end = pos + 1 + length
-            if end > len(data):
-                break
-            raw = data[pos:end]
-            pos = end
-            code = int.from_bytes(raw[5:9], "big")
-            if code not in _SASL_CODES and not (code == 0 and self._started):
-                self._over = True
-                passed += raw
-                break
+                return data[start:], replies
             self._started = True
             replies += b"".join(self._login.receive(raw))
             if self._login.failed is not None:
@@ -61,8 +55,10 @@ class ScramExchange:
                 return self._login.failed, b""
             if code == 0:
                 self._over = True
-                passed += raw
-        if self._over:
-            return passed + data[pos:], replies
-        self._buffer = data[pos:]
-        return passed, replies
+                return data[start:], replies
+        self._buffer = data[rest:]
+        if len(self._buffer) > _LIMIT or self._buffer[:1] not in (b"", b"R"):
+            # The same of a message that is not whole yet: nothing is held back for it.
+            self._over = True
+            return self._buffer, replies
+        return b"", replies

@@ -26,7 +26,7 @@ import asyncpg.connect_utils
 import asyncpg.protocol
 
 from proxy.upstream.scram_exchange import ScramExchange
-from proxy.wire.frames import ERROR, HEADER, NOTICE, PARAMETER_STATUS, READY
+from proxy.wire.frames import ERROR, NOTICE, PARAMETER_STATUS, READY, whole_messages
 
 # The greeting of a server is a few hundred bytes; more than this is not kept.
 _GREETING_LIMIT: Final = 64 * 1024
@@ -61,21 +61,16 @@ class Opening:
         if self._done or len(self._buffer) > _GREETING_LIMIT:
             return
         data = self._buffer + data
-        pos = 0
-        while len(data) - pos >= HEADER.size:
-            kind, length = HEADER.unpack_from(data, pos)
-            end = pos + 1 + length
-            if end > len(data):
-                break
+        messages, rest = whole_messages(data)
+        for kind, start, end in messages:
             if kind == PARAMETER_STATUS or kind == NOTICE:
-                self.greeting.append(data[pos:end])
+                self.greeting.append(data[start:end])
             elif kind == ERROR:
-                self.error = data[pos:end]
+                self.error = data[start:end]
             elif kind == READY:
                 self._done = True
                 return
-            pos = end
-        self._buffer = data[pos:]
+        self._buffer = data[rest:]
 
 
 _opening: ContextVar[Opening | None] = ContextVar("pilotwire_opening", default=None)

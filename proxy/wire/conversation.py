@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from librt.strings import read_i32_be
 
-from proxy.steering import LEAVE_ALONE, Steering
+from proxy.steering import Decision, Steering
 from proxy.wire.frames import (
     BIND,
     BIND_COMPLETE,
@@ -43,6 +43,7 @@ from proxy.wire.frames import (
     IDLE,
     NO_DATA,
     NOTIFICATION,
+    PARAMETER_DESCRIPTION,
     PARAMETER_STATUS,
     PARSE,
     PARSE_COMPLETE,
@@ -69,6 +70,13 @@ KIND: Final = 0xFF
 _REPLY_LIMIT: Final = 1024 * 1024
 # A read-only session's statements are looked at whole; longer ones are refused.
 _GUARDED_LIMIT: Final = 1024 * 1024
+# Added to an entry for a message that was steered, or that steering added: `proxy.wire.delivery` knows more of it.
+STEERED: Final = 0x1000
+# Added to one of them while nothing of its answer has reached the client.
+FRESH: Final = 0x2000
+# In place of a message's bytes: it must be decided on first.
+SUSPENDED: Final = b"suspended"
+_HIDDEN: Final = OWN | FRESH
 _UNACCEPTABLE: Final = b"refused by the read-only guard"
 _REFUSAL: Final = error_response(
     "25006",
@@ -93,8 +101,6 @@ _ENDS: Final = bytes(_ENDED_BY.get(kind, 0) for kind in range(256))
 ALWAYS_WATCHED: Final = frozenset({READY, ERROR, PARAMETER_STATUS, COPY_IN, COPY_BOTH})
 _CLOSING_REPLY: Final = frozenset({COMMAND_COMPLETE, EMPTY_QUERY, PORTAL_SUSPENDED})
 _READY_REPLY: Final = frozenset({QUERY, SYNC, FUNCTION_CALL})
-# The statements of one session that are remembered by name for steering, in bytes of their texts.
-_STATEMENT_BYTES: Final = 64 * 1024
 
 _unpack = HEADER.unpack_from
 
@@ -105,25 +111,31 @@ def table_of(kinds: frozenset[int]) -> bytes:
 
 
 class Conversation:
-    """The plain conversation: a backend that belongs to this client alone.
+    """A conversation that changes nothing: what all kinds have in common.
 
     ``idle`` is true when the last thing that happened was a ReadyForQuery outside a transaction with nothing owed;
-    ``status`` is the transaction state of the last ReadyForQuery (a byte value); ``statements`` counts the requests
-    that got their ReadyForQuery; ``terminated`` says that the client sent Terminate.
+    ``status`` is the transaction state of the last ReadyForQuery (a byte value); ``ready_count`` counts the requests
+    that got their ReadyForQuery, ``errors`` the ErrorResponses; ``terminated`` says that the client sent Terminate.
+    ``suspended`` says that the next message waits until `decided` is called. ``again`` is what must be sent to the
+    server besides what the client sends; whoever sends it empties it.
     """
 
     __slots__ = (
         "_copy_in",
+        "_decision",
         "_held",
         "_names_pass",
+        "_portals",
+        "_record_from",
+        "_recorded",
         "_server_streaming",
         "_skipping",
         "_streaming",
         "_tail",
-        "_texts",
-        "_texts_size",
         "_watched",
+        "again",
         "breached",
+        "errors",
         "guard",
         "idle",
         "left_alone",
@@ -132,11 +144,15 @@ class Conversation:
         "refused",
         "status",
         "steering",
+        "suspended",
         "terminated",
     )
 
     def __init__(self, steering: Steering) -> None:
         self.steering = steering
+        self.suspended = False
+        self.again = b""
+        self.errors = 0
         self.guard: Callable[[bytes], bool] | None = None  # of a read-only session: whether a text must be refused
         self.refused = 0
         self.breached = False  # the session became able to write all the same
@@ -154,8 +170,11 @@ class Conversation:
         self._server_streaming = 0
         self._skipping = False  # the server discards everything up to the next Sync
         self._copy_in = False
-        self._texts: dict[bytes, bytes] | None = None
-        self._texts_size = 0
+        self._decision: Decision | None = None  # on the message that was suspended
+        self._portals: dict[bytes, Any] = {}  # those that were bound with advice
+        # What the client sent from a steered message on, while that message might have to be sent once more.
+        self._recorded: bytes | None = None
+        self._record_from = 0
 
     def __repr__(self) -> str:
         owed = " ".join(("own " if entry & OWN else "") + chr(entry & KIND) for entry in self.owed)
@@ -176,12 +195,16 @@ class Conversation:
             self._streaming = 0
         elif self._held:
             data = self._held + data
+            if self.suspended:
+                self._held = data
+                return b""
             self._held = b""
         size: i64 = len(data)
         emitted: i64 = 0
         pieces: list[bytes] | None = None
         owed = self.owed
         names_pass = self._names_pass
+        unsteered = not self._portals
         guarded = self.guard is not None
         while size - pos >= 5:
             kind: i64 = data[pos]
@@ -192,7 +215,7 @@ class Conversation:
             if end > size and not self._may_stream(kind, length, data, pos):
                 break
             self.idle = False
-            if kind == SYNC or kind == EXECUTE or (kind == DESCRIBE and names_pass):
+            if kind == SYNC or (unsteered and (kind == EXECUTE or (kind == DESCRIBE and names_pass))):
                 if self._skipping or self._copy_in:
                     self._owe_after_trouble(kind)
                 else:
@@ -203,11 +226,14 @@ class Conversation:
                 else:
                     edited = self._client_message(kind, data, pos, end if end <= size else size)
                 if edited is not None:
+                    if edited is SUSPENDED:
+                        break
                     if pieces is None:
                         pieces = []
                     pieces.append(data[emitted:pos])
                     pieces.append(edited)
                     emitted = end if end <= size else size
+                    unsteered = not self._portals
             if end > size:
                 self._streaming = end - size
                 pos = size
@@ -215,15 +241,38 @@ class Conversation:
             pos = end
         if pos < size:
             self._held = data[pos:]
+        if self._recorded is not None:
+            self._recorded += data[self._record_from : pos]
+            self._record_from = 0
         if pieces is None:
             return data if pos == size else data[:pos]
         pieces.append(data[emitted:pos])
         return b"".join(pieces)
 
+    def decided(self, decision: Decision) -> bytes:
+        """The bytes to send to the server once the message that suspended the conversation has been decided on. It may
+        be suspended again, at a later message."""
+        self.suspended = False
+        self._decision = decision
+        held, self._held = self._held, b""
+        out = self.from_client(held)
+        self._decision = None
+        return out
+
     @property
     def held(self) -> int:
         """Bytes kept back until the message they begin is complete."""
         return len(self._held)
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether the server owes an answer to the client, not only to us."""
+        return any(not entry & OWN for entry in self.owed)
+
+    @property
+    def runs_our_query(self) -> bool:
+        """Whether the server is at a simple query of the proxy's own."""
+        return bool(self.owed) and self.owed[0] & (KIND | OWN) == QUERY | OWN
 
     @property
     def at_boundary(self) -> bool:
@@ -237,22 +286,24 @@ class Conversation:
     def _client_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         """One message (or the beginning of one that streams past): what to send in its place, None for itself."""
         if kind == QUERY:
-            self._owe(QUERY)
             return self._query(data, pos, end)
         if kind == BIND:
-            edited = self._bind(data, pos, end)
-            self._owe(BIND)
-            return edited
+            return self._bind(data, pos, end)
         if kind == PARSE:
             return self._parse(data, pos, end)
         if kind == DESCRIBE:
             edited = self._describe(data, pos, end)
             self._owe(DESCRIBE)
+            if self._portals:
+                self._described()
             return edited
         if kind == CLOSE:
             edited = self._close(data, pos, end)
             self._owe(CLOSE)
             return edited
+        if kind == EXECUTE:
+            self._execute(data, pos, end)
+            return None
         if kind == FUNCTION_CALL:
             self._owe(FUNCTION_CALL)
         elif kind == TERMINATE:
@@ -315,54 +366,32 @@ class Conversation:
             self.owed[-1] |= REFUSED
         return replaced if edited is None else edited
 
-    # What the plain conversation does with messages that carry names and texts: it shows them to steering.
+    # What is done with messages that carry names and texts. `_query`, `_parse`, `_bind` and `_execute` note in ``owed``
+    # what they send; for the others that is done.
 
     def _query(self, data: bytes, pos: int, end: int) -> bytes | None:
-        # A message too short to be one has no text; a slice that ends before it begins fails in the compiled build.
-        if end - pos > 5 and self.steering.query(data[pos + 5 : end - 1]) is LEAVE_ALONE:
-            self.left_alone += 1
+        self._owe(QUERY)
         return None
 
     def _parse(self, data: bytes, pos: int, end: int) -> bytes | None:
         self._owe(PARSE)
-        if _unpack(data, pos)[1] <= HOLD_LIMIT:
-            name_end = data.find(0, pos + 5, end)
-            text_end = data.find(0, name_end + 1, end)
-            if name_end >= 0 and text_end >= 0:
-                self._remember(data[pos + 5 : name_end], data[name_end + 1 : text_end])
         return None
 
     def _bind(self, data: bytes, pos: int, end: int) -> bytes | None:
-        portal_end = data.find(0, pos + 5, end)
-        name_end = data.find(0, portal_end + 1, end)
-        if self._texts is None or portal_end < 0 or name_end < 0:
-            return None
-        text = self._texts.get(data[portal_end + 1 : name_end])
-        if text is not None and self.steering.bind(text, data, name_end + 1, end) is LEAVE_ALONE:
-            self.left_alone += 1
+        self._owe(BIND)
         return None
+
+    def _execute(self, data: bytes, pos: int, end: int) -> None:
+        self._owe(EXECUTE)
+
+    def _described(self) -> None:
+        """A Describe was noted while there are portals bound with advice."""
 
     def _describe(self, data: bytes, pos: int, end: int) -> bytes | None:
         return None
 
     def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
-        if end - pos > 6 and data[pos + 5 : pos + 6] == b"S" and self._texts:
-            text = self._texts.pop(data[pos + 6 : end - 1], None)
-            if text is not None:
-                self._texts_size -= len(text)
         return None
-
-    def _remember(self, name: bytes, text: bytes) -> None:
-        texts = self._texts
-        if texts is None:
-            texts = self._texts = {}
-        old = texts.pop(name, None)
-        if old is not None:
-            self._texts_size -= len(old)
-        texts[name] = text
-        self._texts_size += len(text)
-        while self._texts_size > _STATEMENT_BYTES and texts:
-            self._texts_size -= len(texts.pop(next(iter(texts))))
 
     # ------------------------------------------------------------------ from the server
 
@@ -381,13 +410,13 @@ class Conversation:
         emitted: i64 = 0
         pieces: list[bytes] | None = None
         owed = self.owed
-        swallowing = bool(owed) and owed[0] == QUERY | OWN
+        hidden = bool(owed) and owed[0] & _HIDDEN != 0
         watched = self._watched
         while size - pos >= 5:
             kind: i64 = data[pos]
             length: int = read_i32_be(data, pos + 1)
             end: i64 = pos + 1 + length
-            if (kind == DATA_ROW or kind == COPY_DATA) and not swallowing:
+            if (kind == DATA_ROW or kind == COPY_DATA) and not hidden:
                 if end > size:
                     self._server_streaming = end - size
                     pos = size
@@ -398,6 +427,9 @@ class Conversation:
                 if length > _REPLY_LIMIT:
                     if kind == ERROR:
                         self._long_error(data, pos)
+                    elif owed and owed[0] & FRESH:
+                        owed[0] &= ~FRESH
+                        hidden = False
                     self._server_streaming = end - size
                     pos = size
                 break
@@ -418,7 +450,7 @@ class Conversation:
                 pieces.append(data[emitted:pos])
                 pieces.append(edited)
                 emitted = end
-            swallowing = bool(owed) and owed[0] == QUERY | OWN
+            hidden = bool(owed) and owed[0] & _HIDDEN != 0
             pos = end
         if pos < size:
             self._tail = data[pos:]
@@ -440,13 +472,18 @@ class Conversation:
             return self._error(data, pos, end, head)
         if kind == PARAMETER_STATUS:
             return self._parameter_status(data, pos, end, head)
-        if head == QUERY | OWN and kind != NOTIFICATION:
-            self._own_reply(kind, data, pos, end)
-            return b""
+        if head & (OWN | STEERED) and kind != NOTIFICATION:
+            if head == QUERY | OWN:
+                self._own_reply(kind, data, pos, end)
+                return b""
+            if head & STEERED:
+                edited = self._steered_reply(kind, data, pos, end, head)
+                if edited is not None:
+                    return edited
         if kind in _CLOSING_REPLY:
             if head & KIND == EXECUTE:
-                owed.popleft()
-            if kind == COMMAND_COMPLETE:
+                self._ended()
+            if kind == COMMAND_COMPLETE and not head & OWN:
                 self._completed(data, pos, end)
         elif (
             (kind == BIND_COMPLETE and head & KIND == BIND)
@@ -454,13 +491,13 @@ class Conversation:
             or (kind == PARSE_COMPLETE and head & KIND == PARSE)
             or (kind == CLOSE_COMPLETE and head & KIND == CLOSE)
         ):
-            owed.popleft()
+            self._ended()
             if kind == PARSE_COMPLETE or kind == CLOSE_COMPLETE:
                 self._named_change()
         elif kind in (COPY_IN, COPY_BOTH):
             self._copy_started(head)
             return None
-        else:
+        elif kind not in (DATA_ROW, PARAMETER_DESCRIPTION):
             return None
         return b"" if head & OWN else None
 
@@ -469,17 +506,18 @@ class Conversation:
         self.status = data[end - 1]
         self._copy_in = self._skipping = False
         if head & KIND in _READY_REPLY:
-            owed.popleft()
+            self._ended()
             while owed and owed[0] == COPY_DONE:
                 owed.popleft()  # meant for a COPY that failed before it began
-        self.idle = self.status == IDLE and not owed
+        self.idle = self.status == IDLE and not owed and not self.suspended
         if head & OWN:
-            return self._own_ready()
+            return b"" if head & STEERED else self._own_ready()
         self.ready_count += 1
         return None
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         self._copy_in = False
+        self.errors += 1
         if head == QUERY | OWN:
             self._own_reply(ERROR, data, pos, end)
             return b""
@@ -488,7 +526,7 @@ class Conversation:
             owed = self.owed
             dropped = []
             while owed and owed[0] & KIND != SYNC:
-                dropped.append(owed.popleft())
+                dropped.append(self._ended())
             self._dropped(dropped)
             self._skipping = not owed
         return _REFUSAL if head & REFUSED else None
@@ -514,7 +552,15 @@ class Conversation:
             owed.popleft()
         owed.appendleft(head)
 
-    # Hooks of the pooled conversation.
+    def _ended(self) -> int:
+        """The oldest entry of the queue is answered, or never will be; returns it."""
+        return self.owed.popleft()
+
+    # Hooks of the conversations that build on this one.
+
+    def _steered_reply(self, kind: int, data: bytes, pos: int, end: int, head: int) -> bytes | None:
+        """A reply within the answer to a message marked `STEERED`: what to send in its place, None for the usual."""
+        return None
 
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         if self.guard is not None and data[pos + 5 : end] == b"default_transaction_read_only\0off\0":

@@ -66,6 +66,24 @@ FRONTEND_LIMITS: Final[tuple[int, ...]] = tuple(
 HOLD_LIMIT: Final = 64 * 1024
 
 
+def whole_messages(data: bytes) -> tuple[list[tuple[int, int, int]], int]:
+    """The whole messages that `data` begins with, as (kind, start, end), and where what is left over begins.
+
+    For cold paths (logins, queries of the proxy's own): every message costs a tuple here. A length below 4, which no
+    server sends, still moves on by a byte at least, so that any bytes are walked in a number of steps below theirs.
+    """
+    found: list[tuple[int, int, int]] = []
+    start = 0
+    while len(data) - start >= HEADER_SIZE:
+        kind, length = HEADER.unpack_from(data, start)
+        end = start + 1 + length
+        if end > len(data):
+            break
+        found.append((kind, start, end))
+        start = end
+    return found, start
+
+
 class ProtocolViolation(Exception):
     """The client broke the protocol; the text is the server's own wording for it (SQLSTATE 08P01)."""
 

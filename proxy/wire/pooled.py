@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
-from proxy.steering import LEAVE_ALONE, Steering
-from proxy.wire.conversation import ALWAYS_WATCHED, KIND, OWN, table_of
+from proxy.steering import LEAVE_ALONE, UNDECIDED, Steering
+from proxy.wire.advice import describe_message
+from proxy.wire.conversation import ALWAYS_WATCHED, KIND, OWN, STEERED, SUSPENDED, table_of
+from proxy.wire.delivery import TIDYING, Run
 from proxy.wire.frames import (
     BIND,
     CLOSE,
@@ -112,22 +114,28 @@ class PooledConversation(SessionState):
     def _query(self, data: bytes, pos: int, end: int) -> bytes | None:
         if self._skipping:
             return None  # the server will not read it
+        # Before anything is noted: the message may come again.
+        decision = self._judge_query(data, pos, end)
+        if decision is UNDECIDED:
+            return SUSPENDED
         assert self.backend is not None
         self._unnamed = self.backend.prepared.unnamed = None
         self.pins &= ~PIN_LARGE
         if HEADER.unpack_from(data, pos)[1] > HOLD_LIMIT:
             self._blind = True
-            return None
-        if end - pos < 6:
-            return None  # no text, not even an empty one: the server will say so
-        text = data[pos + 5 : end - 1]
-        flags = classify(text)
-        if flags:
-            self._note(text, flags)
-            if flags & BY_NAME:
-                return self._by_name(text)
-        if self.steering.query(text) is LEAVE_ALONE:
-            self.left_alone += 1
+        elif end - pos > 5:  # else no text, not even an empty one: the server will say so
+            text = data[pos + 5 : end - 1]
+            flags = classify(text)
+            if flags:
+                self._note(text, flags)
+                if flags & BY_NAME:
+                    self._quiet = False
+                    self._owe(QUERY)
+                    return self._by_name(text)
+            if decision is not LEAVE_ALONE:
+                return self._steer_query(data, pos, end, decision)
+        self._quiet = False
+        self._owe(QUERY)
         return None
 
     def _by_name(self, text: bytes) -> bytes | None:
@@ -178,6 +186,7 @@ class PooledConversation(SessionState):
             self._parse_unkept(name, large=large)
             return None
         statement = self.registry.intern(data[name_end + 1 : text_end], data[text_end + 1 : end])
+        statement.known = self.steering.known(statement.text, statement.types)
         prepared = self.backend.prepared
         if not name:
             self._change(PARSE, name, statement, self._unnamed)
@@ -224,29 +233,65 @@ class PooledConversation(SessionState):
             return None
         portal_end = data.find(0, pos + 5, end)
         name_end = data.find(0, portal_end + 1, end) if portal_end >= 0 else -1
-        if name_end < 0:
-            return None
-        name = data[portal_end + 1 : name_end]
-        statement = self._named.get(name) if name else self._unnamed
-        if statement is None:
-            return None if name else self._without_unnamed(data[pos:end])
-        if statement.flags:
+        name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
+        statement = self._statement_of(name) if name_end >= 0 else None
+        known = statement.known if statement is not None else None
+        decision = self._judge_bind(known, data, pos, name_end + 1, end)
+        if decision is UNDECIDED:
+            return SUSPENDED
+        if statement is not None and statement.flags:
             self._note(statement.text, statement.flags)
-        if self.steering.bind(statement.text, data, name_end + 1, end) is LEAVE_ALONE:
-            self.left_alone += 1
-        before = self._ensure(statement) if name else self._ensure_unnamed(statement)
+        if decision is not LEAVE_ALONE and known is not None:
+            return self._steer_bind(data, pos, end, portal_end, known, name, decision)
+        if name_end < 0:
+            self._owe(BIND)
+            return None
+        return self._bind_as_it_is(data, pos, end, portal_end, name)
+
+    def _bind_as_it_is(self, data: bytes, pos: int, end: int, portal_end: int, name: bytes) -> bytes | None:
+        before = self._before_bind(data, pos, portal_end)
+        statement = self._statement_of(name)
+        if statement is None:
+            edited = None if name else self._without_unnamed(data[pos:end])
+            self._owe(BIND)
+            return before + (edited or data[pos:end]) if before else edited
+        before += self._ensure(statement) if name else self._ensure_unnamed(statement)
+        self._owe(BIND)
         if not name:
             return before + data[pos:end] if before else None
         length = HEADER.unpack_from(data, pos)[1] + len(statement.name) - len(name)
+        name_end = portal_end + 1 + len(name)
         return b"".join(
             (before, HEADER.pack(BIND, length), data[pos + 5 : portal_end + 1], statement.name, data[name_end:end])
         )
+
+    def _statement_of(self, name: bytes) -> Statement | None:
+        return self._named.get(name) if name else self._unnamed
+
+    def _vouch(self, name: bytes) -> bytes:
+        if self.owed and self.owed[-1] & KIND == PARSE:
+            return b""  # most likely its own Parse, in this batch
+        statement = self._statement_of(name)
+        assert statement is not None
+        before = self._ensure(statement) if name else self._ensure_unnamed(statement)
+        if before:
+            return before
+        self._owe_ours(DESCRIBE, TIDYING)
+        return describe_message(statement.name if name else b"")
+
+    def _owe_ours(self, entry: int, run: Run) -> None:
+        if entry & KIND in (PARSE, CLOSE):
+            self._change(entry | OWN, None, None)
+            if entry & STEERED:
+                self._runs.append(run)
+        else:
+            super()._owe_ours(entry, run)
 
     def _describe(self, data: bytes, pos: int, end: int) -> bytes | None:
         if self._skipping or not _names_statement(data, pos, end):
             return None
         name = data[pos + 6 : end - 1]
-        statement = self._named.get(name) if name else self._unnamed
+        statement = self._statement_of(name)
         if statement is None:
             return None if name else self._without_unnamed(data[pos:end])
         if not name:
@@ -260,6 +305,8 @@ class PooledConversation(SessionState):
         closes a name that is not there instead, so that its CloseComplete comes in its place in the order."""
         if self._skipping or not _names_statement(data, pos, end):
             self._change(CLOSE, None, None, owe=False)
+            if self._portals and end - pos > 6:
+                self._portals.pop(data[pos + 6 : end - 1], None)
             return None
         name = data[pos + 6 : end - 1]
         if not name:

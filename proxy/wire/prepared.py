@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import Final
 from weakref import WeakValueDictionary
 
+from proxy.steering import Known
 from proxy.wire.frames import CLOSE, HEADER, PARSE
 from proxy.wire.statements import classify
 
@@ -24,13 +25,14 @@ _REPORTED_SETS: Final = 1000
 class Statement:
     """One text with its parameter types (``types`` is the tail of the Parse message from their count on)."""
 
-    __slots__ = ("__weakref__", "flags", "name", "text", "types")
+    __slots__ = ("__weakref__", "flags", "known", "name", "text", "types")
 
     def __init__(self, name: bytes, text: bytes, types: bytes) -> None:
         self.name = name
         self.text = text
         self.types = types
         self.flags = classify(text)
+        self.known: Known | None = None  # what steering knows of it, once it was prepared
 
     def __repr__(self) -> str:
         return f"<Statement {self.name!r}>"

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 from proxy.steering import Steering
 from proxy.wire.carried import NAMES_LIMIT, SETTINGS_LIMIT, VALUE_LIMIT, capture_query, columns_of, settings_batches
-from proxy.wire.conversation import KIND, OWN, Conversation
+from proxy.wire.conversation import KIND, OWN
+from proxy.wire.delivery import SteeredConversation
 from proxy.wire.frames import (
     COPY_DATA,
     COPY_DONE,
@@ -25,6 +26,7 @@ from proxy.wire.frames import (
     QUERY,
     SYNC,
 )
+from proxy.wire.messages import SYNC as SYNC_MESSAGE
 from proxy.wire.messages import message
 from proxy.wire.pins import (
     FREEABLE,
@@ -100,7 +102,7 @@ class BackendState:
         self.prepared = PreparedCache(prepared_limit)
 
 
-class SessionState(Conversation):
+class SessionState(SteeredConversation):
     """The part of a pooled conversation that knows of settings and pins. `link` before the first byte of a transaction,
     `unlink` after its end."""
 
@@ -201,6 +203,8 @@ class SessionState(Conversation):
     def unlink(self) -> bytes:
         """Gives the backend up; the beginning of a message that was kept back, to be brought along next time."""
         self.backend = None
+        self._recorded = self._retried = None
+        self._portals.clear()
         held, self._held = self._held, b""
         # Only COPY data that the server has refused already can still be streaming now: the rest goes nowhere.
         self._discarding, self._streaming = self._streaming, 0
@@ -243,7 +247,12 @@ class SessionState(Conversation):
         return self._failure
 
     def settle(self) -> bytes:
-        """At the end of a transaction: the query that must still be sent to know the session's state, or b""."""
+        """At the end of a transaction: what must still be sent to know the session's state, or to leave no trace of
+        advice; or b""."""
+        if self._hinted:
+            tidy = self._tidy()
+            self._send_own(Own(PARSED))
+            return tidy + SYNC_MESSAGE
         if (
             not (self._touched or self._freeing or self._set_texts or self.pins or self._blind)
             and self.reported is self._at_link
@@ -330,6 +339,8 @@ class SessionState(Conversation):
         # Equal sets become one object, so that the test above is all that is needed from then on.
         theirs = self.backend.reported = self.registry.shared(theirs)
         changed = [(name, value) for name, value in theirs.items() if ours.get(name) != value]
+        for name, value in changed:
+            self.steering.reported(name, value)
         self.reported = self._at_link = theirs
         return b"".join(message(b"S", name + b"\0" + value + b"\0") for name, value in changed)
 

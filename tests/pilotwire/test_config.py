@@ -84,6 +84,24 @@ EXAMPLES: dict[str, Any] = {
     "server_tls_ca": "FILE",
     "server_tls_cert": "FILE",
     "server_tls_key": "FILE",
+    "mode": "shadow",
+    "planner_socket": "/tmp/planner.sock",
+    "steer_deadline_ms": 7.0,
+    "steer_min_joins": 7,
+    "steer_cache_entries": 107,
+    "steer_cache_bytes": 2097152,
+    "models": "FOLDER",
+    "model_batch_ms": 7.0,
+    "model_predict_ms": 7.0,
+    "planner_memory": 200 << 20,
+    "planner_databases": 7,
+    "catalog_refresh": 7.0,
+    "sample_rows": 7,
+    "steer_min_ms": 7.0,
+    "steer_off_users": ["ann", "bob"],
+    "steer_off_databases": ["ann", "bob"],
+    "steer_off_applications": ["ann", "bob"],
+    "steer_off_fingerprints": ["ann", "bob"],
     "pool_mode": "transaction",
     "session_reuse": True,
     "pool_size": 7,
@@ -121,7 +139,7 @@ COMPANIONS = {
 @pytest.mark.parametrize("name", docs())
 def test_each_setting_from_every_source(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "file", "*:*:*:*:x\n")
-    value = str(file) if EXAMPLES[name] == "FILE" else EXAMPLES[name]
+    value = {"FILE": str(file), "FOLDER": str(tmp_path)}.get(str(EXAMPLES[name]), EXAMPLES[name])
     base = {"upstream": UPSTREAM} | {k: str(file) if v == "FILE" else v for k, v in COMPANIONS.get(name, {}).items()}
     base.pop(name, None)
     listeners = '[{address = "127.0.0.1:7002", read_only = true}]'

@@ -282,7 +282,7 @@ def test_a_login_that_takes_too_long_ends_silently(open_door: OpenDoor) -> None:
         sock.sendall(LOGIN)
         assert read_message(sock)[:1] == b"R"
         assert read_all(sock) == b""
-    assert door.lobby.timed_out == 1
+    assert door.counters.login_timeouts == 1
 
 
 def test_a_failure_of_ours_is_an_answer_and_a_line_in_the_log(slow: tuple[Door, SlowAuthenticator]) -> None:

@@ -222,7 +222,7 @@ def test_half_open_connections_end_silently_after_login_timeout(open_door: OpenD
         assert 0.4 < time.monotonic() - started < SHUT
         assert answers == [b"", b"", b"", b"S", b""]
         wait_until(lambda: len(door.lobby) == 0, what="the lobby is empty")
-        assert door.lobby.timed_out == len(beginnings)
+        assert door.counters.login_timeouts == len(beginnings)
 
 
 def test_half_open_tls_handshakes_end_too(open_door: OpenDoor, tls_files: TlsFiles) -> None:
@@ -313,7 +313,7 @@ def test_ten_thousand_half_open_connections(open_door: OpenDoor) -> None:
         assert time.monotonic() - started < 1, "others notice nothing"
         assert load(door, 0.3) < 0.2
         with door.connect() as one_more:
-            wait_until(lambda: door.lobby.evicted, what="the oldest has made room")
+            wait_until(lambda: door.counters.half_open_evicted, what="the oldest has made room")
             one_more.sendall(LOGIN)
             assert read_all(one_more, READY) == WELCOME
         clients.communicate()
@@ -338,7 +338,7 @@ def test_the_oldest_silent_connection_makes_room(open_door: OpenDoor, monkeypatc
             socks.append(stack.enter_context(door.connect()))
             wait_until(lambda count=count: len(door.lobby) == 1 + min(count, 3), what="it is accepted")  # type: ignore[misc]
         assert read_all(socks[0]) == read_all(socks[1]) == b""
-        assert door.lobby.evicted == 2
+        assert door.counters.half_open_evicted == 2
         for sock in (*socks[2:], verified):
             sock.setblocking(False)
             with pytest.raises(BlockingIOError):
@@ -361,10 +361,10 @@ def test_out_of_descriptors_it_pauses_and_goes_on(open_door: OpenDoor) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
             for sock in socks:
                 sock.connect(("127.0.0.1", door.port))
-            wait_until(lambda: door.lobby.accept_pauses >= 2, what="accepting has paused twice")
-            assert door.lobby.accept_pauses < 20
+            wait_until(lambda: door.counters.accept_pauses >= 2, what="accepting has paused twice")
+            assert door.counters.accept_pauses < 20
             assert load(door, 0.3) < 0.3
-            assert door.lobby.evicted >= 1
+            assert door.counters.half_open_evicted >= 1
             assert read_all(silent) == b""
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

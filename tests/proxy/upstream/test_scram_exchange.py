@@ -97,6 +97,9 @@ def test_a_server_that_proves_nothing_is_refused() -> None:
         message(b"E", b"SFATAL\0C28000\0\0"),
         message(b"R", b"x"),
         message(b"R", b"\0\0\0\x0a" + b"x" * 40_000),
+        message(b"R", b"\0\0\0\x0a" + b"x" * 40_000)[:39_000],
+        message(b"E", b"SFATAL\0C28000\0\0")[:7],
+        b"HTTP/1.1 400 Bad Request\r\n",
     ],
 )
 def test_everything_else_is_asyncpgs(data: bytes) -> None:

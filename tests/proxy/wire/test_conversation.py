@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.steering import LEAVE_ALONE, Decision
-from proxy.wire.conversation import Conversation
 from proxy.wire.frames import HOLD_LIMIT, IDLE, IN_TRANSACTION, ProtocolViolation
 from proxy.wire.messages import message, query
 from tests.proxy.wire.transcript import (
@@ -379,44 +377,3 @@ def test_state_of_the_transaction() -> None:
     talk.from_server(done("COMMIT") + ready())
     assert talk.status == IDLE
     assert talk.ready_count == 2
-
-
-class Listening:
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, bytes]] = []
-
-    def query(self, text: bytes) -> Decision:
-        self.seen.append(("query", text))
-        return LEAVE_ALONE
-
-    def bind(self, text: bytes, message: bytes, start: int, end: int) -> Decision:
-        self.seen.append((message[start:end].decode("latin1"), text))
-        return LEAVE_ALONE
-
-
-def test_steering_sees_texts_and_parameters() -> None:
-    steering = Listening()
-    talk = Conversation(steering)
-    talk.from_client(query("select 1") + parse("s", "select $1") + bind("s", "p", b"abc") + SYNC)
-    assert steering.seen == [("query", b"select 1"), ("abc", b"select $1")]
-    assert talk.left_alone == 2
-
-
-@pytest.mark.parametrize("piece", [100, 30_000, 200_000])
-def test_steering_never_sees_a_part_of_a_text_as_a_whole(piece: int) -> None:
-    steering = Listening()
-    talk = Conversation(steering)
-    long = parse("s", "select " + "1" * 100_000) + bind("s") + SYNC
-    for at in range(0, len(long), piece):
-        talk.from_client(long[at : at + piece])
-    assert steering.seen == []
-
-
-def test_statements_remembered_for_steering_are_bounded() -> None:
-    talk = Transcript().talk
-    for number in range(1000):
-        talk.from_client(parse(f"s{number}", "x" * 1000) + SYNC)
-        talk.from_server(PARSED + ready())
-    assert talk._texts_size <= HOLD_LIMIT
-    assert talk._texts is not None
-    assert sum(map(len, talk._texts.values())) == talk._texts_size

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.steering import LeaveAlone
 from proxy.wire.conversation import Conversation
+from proxy.wire.delivery import SteeredConversation
 from proxy.wire.frames import HOLD_LIMIT, ProtocolViolation
 from proxy.wire.messages import query
 from proxy.wire.pooled import PooledConversation
@@ -41,7 +42,7 @@ STEPS = st.lists(st.tuples(st.none() | MESSAGES, st.integers(0, 4), st.integers(
 @given(STEPS, st.integers(1, 60))
 @settings(max_examples=800, deadline=None)
 def test_conversation_follows_the_server(steps: list[tuple[bytes | None, int, int]], piece: int) -> None:
-    server, talk = ServerModel(), Conversation(LeaveAlone())
+    server, talk = ServerModel(), SteeredConversation(LeaveAlone())
     answers = said = told = b""
 
     def check() -> None:
@@ -82,7 +83,7 @@ def test_conversation_follows_the_server(steps: list[tuple[bytes | None, int, in
 @settings(max_examples=500, deadline=None)
 def test_random_bytes(from_client: list[bytes], from_server: list[bytes]) -> None:
     """Whatever comes, the answer is bytes or a protocol violation, and what is kept is bounded."""
-    talk = Conversation(LeaveAlone())
+    talk = SteeredConversation(LeaveAlone())
     with contextlib.suppress(ProtocolViolation):
         for data in from_client:
             assert isinstance(talk.from_client(data), bytes)
@@ -100,9 +101,9 @@ def test_lengths_that_lie(frames: list[tuple[int, bytes, int]]) -> None:
     for sent in (lies, truths):
         pooled = PooledConversation(LeaveAlone(), StatementRegistry(), {}, {}, 10_000)
         pooled.link(BackendState({}, 10_000))
-        guarded = Conversation(LeaveAlone())
+        guarded = SteeredConversation(LeaveAlone())
         guarded.guard = lambda text: b"s" in text
-        for talk in (Conversation(LeaveAlone()), pooled, guarded):
+        for talk in (SteeredConversation(LeaveAlone()), pooled, guarded):
             _send(talk, sent)
 
 

@@ -1,0 +1,151 @@
+"""The catalog watchers of a planner process: one for each database that somebody asks about, bounded in number.
+
+A watcher is made on the first request for a database and goes when another database needs its place, the least recently
+asked about first. Until its first snapshot is there the answer is None, and the statement goes on as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import asyncpg
+
+from planner.catalog import CatalogSettings, CatalogWatcher
+from planner.control import Limits, Upstream
+from planner.snapshot import Snapshot
+
+MAX_NAME: Final = 63
+"""Bytes of a database's name; none is longer."""
+
+
+def connector(upstream: Upstream, database: str) -> Callable[[], Awaitable[Any]]:
+    """A function that opens a connection to that database as the upstream's user. Everything is said in full, so that
+    no PG* variable and no passfile of this process's user gets a say."""
+    tls = dict(upstream.tls)
+    system = tls.get("sslrootcert") == "system"
+    if system:
+        del tls["sslrootcert"]
+    context = ssl.create_default_context() if system else None
+
+    async def connect() -> Any:
+        return await asyncpg.connect(
+            f"postgresql://?{urlencode(tls)}",
+            host=[host for host, _ in upstream.hosts],
+            port=[port for _, port in upstream.hosts],
+            user=upstream.user,
+            password=upstream.password,
+            passfile="/dev/null",
+            database=database,
+            ssl=context,
+            timeout=upstream.connect_timeout,
+            server_settings={"application_name": "pilotwire planner"},
+            # Statements of ours are few, and a pooler in between may not keep prepared ones.
+            statement_cache_size=0,
+        )
+
+    return connect
+
+
+class Catalogs:
+    """``changed(database)`` is called when a database's snapshot says something new, ``failed(database, why)`` for each
+    failure to read one. For the event loop only."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        limits: Limits,
+        changed: Callable[[str], None],
+        failed: Callable[[str, str], None],
+    ) -> None:
+        self._upstream = upstream
+        self._limits = limits
+        self._changed = changed
+        self._failed = failed
+        self._watchers: OrderedDict[str, CatalogWatcher] = OrderedDict()
+        self._latest: dict[str, Snapshot] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._watchers)
+
+    def age_seconds(self) -> float:
+        """Of the oldest snapshot; -1 when there is none."""
+        taken = [watcher.snapshot.taken_at for watcher in self._watchers.values() if watcher.snapshot is not None]
+        return max(time.time() - min(taken), 0.0) if taken else -1.0
+
+    def snapshot(self, database: str) -> Snapshot | None:
+        """The latest one, None while there is none; the first request for a database begins to watch it."""
+        watcher = self._watchers.get(database)
+        if watcher is None:
+            if not database or len(database.encode(errors="replace")) > MAX_NAME:
+                return None
+            watcher = self._watch(database)
+        self._watchers.move_to_end(database)
+        return watcher.snapshot
+
+    def configure(self, limits: Limits) -> None:
+        """Takes new limits; what they change in a snapshot comes with the next refresh."""
+        self._limits = limits
+        for watcher in self._watchers.values():
+            watcher.settings = self._settings()
+        self._make_room(limits.databases)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(watcher.close() for watcher in self._watchers.values()), return_exceptions=True)
+
+    def _settings(self) -> CatalogSettings:
+        limits = self._limits
+        return CatalogSettings(
+            sample_rows=limits.sample_rows,
+            # Samples may take an eighth of the memory, whatever the number of databases.
+            sample_bytes=limits.memory_bytes // 8 // max(limits.databases, 1),
+            interval=limits.catalog_refresh_s,
+        )
+
+    def _watch(self, database: str) -> CatalogWatcher:
+        self._make_room(self._limits.databases - 1)
+        watcher = self._watchers[database] = CatalogWatcher(
+            connect=connector(self._upstream, database),
+            settings=self._settings(),
+            changed=lambda snapshot: self._spawn(self._compare(database, snapshot)),
+            failed=lambda error: self._failed(database, " ".join(str(error).split()) or type(error).__name__),
+        )
+        watcher.start()
+        return watcher
+
+    def _make_room(self, most: int) -> None:
+        while len(self._watchers) > most:
+            database, watcher = self._watchers.popitem(last=False)
+            self._latest.pop(database, None)
+            self._spawn(watcher.close())
+
+    async def _compare(self, database: str, snapshot: Snapshot) -> None:
+        """Most refreshes find nothing new, and then answers need not be forgotten."""
+        before = self._latest.get(database)
+        if database in self._watchers:
+            self._latest[database] = snapshot
+        if before is None or await asyncio.to_thread(_differ, before, snapshot):
+            self._changed(database)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _differ(before: Snapshot, after: Snapshot) -> bool:
+    return (before.capabilities, before.default_search_path, before.volatile_functions, before.tables) != (
+        after.capabilities,
+        after.default_search_path,
+        after.volatile_functions,
+        after.tables,
+    )

@@ -1,0 +1,70 @@
+"""Who and what is not steered, and which statements are worth it.
+
+Pure: the caller brings names, fingerprints and times. The global mode and a session's own are the wire worker's to
+obey, which does not ask while they say so; an opt-out inside a statement's text is found by `planner.sql`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+OBSERVATIONS: Final = 5
+"""How often a template must have been measured before its times overrule the estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptOuts:
+    """Names as PostgreSQL knows them; fingerprints as `fingerprint` gives them."""
+
+    users: frozenset[str] = frozenset()
+    databases: frozenset[str] = frozenset()
+    applications: frozenset[str] = frozenset()
+    fingerprints: frozenset[str] = frozenset()
+
+    def session(self, user: str, database: str, application: str) -> bool:
+        """Whether nothing of such a session is steered."""
+        return user in self.users or database in self.databases or application in self.applications
+
+    def statement(self, text: str) -> bool:
+        """Whether this statement is not steered; costs a fingerprint (5 to 80 us) only when some are listed."""
+        return bool(self.fingerprints) and fingerprint(text) in self.fingerprints
+
+
+def fingerprint(text: str) -> str:
+    """The statement without its literals as 16 hexadecimal digits, the same as pg_query's; "" for what is no SQL."""
+    import pglast
+    from pglast.parser import ParseError
+
+    try:
+        return str(pglast.fingerprint(text))
+    except (ParseError, ValueError, RecursionError):
+        return ""
+
+
+@dataclass(slots=True)
+class TemplateTimes:
+    """What the statements of one template took when nothing was added: a moving mean and maximum in milliseconds."""
+
+    count: int = 0
+    mean_ms: float = 0.0
+    peak_ms: float = 0.0
+
+    def add(self, took_ms: float) -> None:
+        self.count += 1
+        weight = max(1 / self.count, 0.1)
+        self.mean_ms += weight * (took_ms - self.mean_ms)
+        # The peak fades, so that one slow run (a cold cache) is not held against the template for ever.
+        self.peak_ms = max(took_ms, self.peak_ms * 0.95)
+
+    @property
+    def known(self) -> bool:
+        return self.count >= OBSERVATIONS
+
+
+def cheap(estimated_ms: float, times: TemplateTimes | None, min_ms: float) -> bool:
+    """Whether a statement is not worth advice: measured below ``min_ms`` at its worst, or, never measured, estimated
+    below it."""
+    if times is not None and times.known:
+        return times.peak_ms < min_ms
+    return estimated_ms < min_ms

@@ -1,0 +1,60 @@
+"""The metrics of the planner process, declared for the exposition beside those of `proxy.metrics`.
+
+The planner process counts by itself and sends flat snapshots of the same form; the supervisor merges them, so that a
+planner process that is started again never makes a counter fall.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.metrics import Metric
+
+PLANNER_COUNTERS: Final[tuple[Metric, ...]] = (
+    Metric("planner_restarts", "counter", "planner_restarts", "Planner processes started again because one ended."),
+    Metric(
+        "planner_decisions",
+        "counter",
+        "planner_decisions",
+        "Decisions computed by the planner process, by why a statement was left alone; steered where it was not.",
+        "reason",
+        ("steered",),
+    ),
+    Metric("planner_cache_hits", "counter", "planner_cache_hits", "Decisions that the planner process remembered."),
+    Metric("planner_stale", "counter", "planner_stale", "Decisions computed when nobody waited for them any more."),
+    Metric(
+        "planner_catalog_loads",
+        "counter",
+        "planner_catalog_loads",
+        "Catalog snapshots taken.",
+        "outcome",
+        ("ok", "failed"),
+    ),
+    Metric(
+        "planner_models",
+        "counter",
+        "planner_models",
+        "Model files looked at: accepted, or refused at which step of the checks.",
+        "outcome",
+        ("accepted",),
+    ),
+)
+BOUNDS: Final[tuple[float, ...]] = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0)
+"""Upper bounds of both histograms in seconds, the same as in `planner.counters`."""
+HISTOGRAMS: Final[tuple[tuple[str, str, str], ...]] = (
+    (
+        "planner_decision_seconds",
+        "planner_decision",
+        "Seconds the planner process computed for one decision, inference included.",
+    ),
+    ("planner_inference_seconds", "planner_inference", "Seconds of one model's run for one decision."),
+)
+"""Name, attribute and help of each."""
+
+PLANNER_GAUGES: Final[tuple[Metric, ...]] = (
+    Metric("ready", "gauge", "planner_ready", "1 while a planner process answers, else 0."),
+    Metric("databases", "gauge", "planner_databases", "Databases whose catalog the planner process watches."),
+    Metric("catalog_age_s", "gauge", "planner_catalog_age_seconds", "Age of the oldest catalog snapshot; -1 for none."),
+    Metric("queue", "gauge", "planner_queue", "Statements that wait in the planner process."),
+)
+MODEL_INFO: Final = Metric("models", "gauge", "model_info", "1 for each model that serves.", "model")

@@ -1,0 +1,187 @@
+"""What all sessions have in common: ending, counting, flow control, and waiting for advice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from proxy.login import Login
+from proxy.steering import Decision
+from proxy.steering.steerer import SessionSteering
+from proxy.steering.waiting import Wait
+from proxy.upstream.backend import Backend
+from proxy.wire.conversation import Conversation
+from proxy.wire.frames import ProtocolViolation
+from proxy.wire.messages import error_response
+
+if TYPE_CHECKING:
+    from proxy.context import WorkerContext
+
+_now: Final = time.monotonic
+SHUTDOWN: Final = error_response("57P01", "terminating connection due to administrator command")
+BREACHED: Final = error_response("25006", "this session is read-only, but something in it turned that off")
+# While a client's own messages wait for a backend, about this much of them is read. Not to read at all would hide
+# that the client has left, and it would keep its place in the queue.
+PENDING_LIMIT: Final = 16 * 1024
+
+
+class Session:
+    """A logged-in client, with the callbacks of `asyncio.Protocol`. (To inherit from that class would
+    keep the compiled build from giving this one fields of its own.) The hot path is `data_received` and `server_data`
+    of the subclasses."""
+
+    __slots__ = (
+        "_closing",
+        "_errors_seen",
+        "_leaving",
+        "_ready_seen",
+        "_server_full",
+        "_since",
+        "_steering",
+        "_wait",
+        "backend",
+        "context",
+        "counters",
+        "key",
+        "login",
+        "talk",
+        "transport",
+    )
+
+    def __init__(self, context: WorkerContext, login: Login, transport: asyncio.Transport, talk: Conversation) -> None:
+        self.context = context
+        self.talk = talk
+        self.counters = context.counters
+        self.login = login
+        self.transport = transport
+        self.backend: Backend | None = None
+        self.key: tuple[int, bytes] = (0, b"")
+        self._since = 0.0  # when the batch that is running arrived
+        self._ready_seen = 0
+        self._closing = False  # to be ended at the next transaction boundary
+        self._leaving = False
+        self._steering = talk.steering if isinstance(talk.steering, SessionSteering) else None
+        self._wait: Wait | None = None  # for advice; made when there is something to wait for
+        self._errors_seen = 0
+        self._server_full = False  # the server does not read
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.login.user}@{self.login.database} {self.talk!r} backend={self.backend!r}>"
+
+    # ------------------------------------------------------------------ ends
+
+    def end_when_idle(self) -> None:
+        """Ends the session with 57P01 as soon as it is outside a transaction with nothing owed."""
+        self._closing = True
+        if self._between_transactions():
+            self.finish(SHUTDOWN)
+
+    def _between_transactions(self) -> bool:
+        return self.talk.idle
+
+    def finish(self, response: bytes) -> None:
+        """Says why and closes; the client gets what was written before."""
+        if not self.transport.is_closing():
+            self.transport.write(response)
+            self.transport.close()
+        self._leaving = True
+
+    def abort(self) -> None:
+        self._leaving = True
+        self.transport.abort()
+
+    def _violated(self, error: ProtocolViolation) -> None:
+        self.counters.protocol_errors += 1
+        self.context.log.event("protocol_error", level="warning", peer=self.login.peer, error=str(error))
+        self.finish(error_response("08P01", str(error)))
+
+    def _answered(self, talk: Conversation) -> None:
+        """Bookkeeping for each ReadyForQuery that reached the client; about 0.7 us."""
+        counters = self.counters
+        counters.statements += talk.ready_count - self._ready_seen
+        self._ready_seen = talk.ready_count
+        if talk.refused:
+            counters.read_only_refused += talk.refused
+            talk.refused = 0
+        if talk.breached:
+            self.context.log.event("read_only_breached", level="error", user=self.login.user, peer=self.login.peer)
+            self.finish(BREACHED)
+        if talk.left_alone:
+            counters.steering_left_alone += talk.left_alone
+            talk.left_alone = 0
+        if not talk.owed and self._since:
+            took = _now() - self._since
+            self._since = 0.0
+            counters.observe_latency(took)
+            if took * 1000 >= self.context.slow_ms:
+                self.context.log_slow(self.login, took)
+            steering = self._steering
+            if steering is not None and steering.template is not None:
+                steering.done(took, failed=talk.errors != self._errors_seen)
+                self._errors_seen = talk.errors
+        if talk.idle:
+            counters.transactions += 1
+            if self._steering is not None and self._steering.local:
+                self._steering.transaction_over()
+
+    # ------------------------------------------------------------------ advice
+
+    def _suspended(self) -> None:
+        """The conversation waits for advice; meanwhile not much more is read than waits already."""
+        wait = self._wait
+        if wait is None:
+            assert self._steering is not None
+            wait = self._wait = Wait(self.talk, self._steering, self._decided)
+        wait.begin()
+        if self.talk.suspended and self.talk.held > PENDING_LIMIT:
+            self.transport.pause_reading()
+
+    def _decided(self, decision: Decision) -> None:
+        """Advice has come, or is not waited for any longer."""
+        backend = self.backend
+        if backend is None or self.transport.is_closing():
+            self.talk.suspended = False
+            return
+        try:
+            out = self.talk.decided(decision)
+        except ProtocolViolation as error:
+            self._violated(error)
+            return
+        self._sent(backend, out)
+        if not self._server_full and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _sent(self, backend: Backend, out: bytes) -> None:
+        """What the conversation made of the client's bytes goes to the server."""
+        raise NotImplementedError
+
+    def without_advice(self) -> None:
+        """Ends the wait for advice, if there is one: what the client has sent goes on as it is."""
+        if self._wait is not None:
+            self._wait.end()
+
+    def _send_again(self, backend: Backend, talk: Conversation) -> None:
+        backend.transport.write(talk.again)
+        talk.again = b""
+
+    # ------------------------------------------------------------------ flow control
+
+    def pause_writing(self) -> None:
+        """The client does not read: stop reading from the server."""
+        if self.backend is not None:
+            self.backend.read(wanted=False)
+
+    def resume_writing(self) -> None:
+        if self.backend is not None:
+            self.backend.read(wanted=True)
+
+    def server_writable(self, writable: bool) -> None:
+        """The server does not read, or does again."""
+        self._server_full = not writable
+        if self.transport.is_closing():
+            return
+        if writable:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()

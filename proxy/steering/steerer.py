@@ -1,0 +1,413 @@
+"""Which statements are asked about, whether they wait, and what is made of the answers.
+
+A `Steerer` belongs to a worker: the cache, the planner client, the settings. A `SessionSteering` belongs to a client
+and knows what its decisions depend on: database, user, application, search_path, and what it said of
+``pilotwire.mode``.
+
+How long a statement waits is bounded by what there is to win: a tenth of what its kind takes, and the deadline. A kind
+never seen waits only when it joins several tables. A kind that proves cheap is not asked about again.
+
+Costs per statement: 1 us for one that joins nothing, 1 to 2 us for a text or a prepared statement seen before, some
+microseconds for the template key of a new text.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from planner.messages import Answer, Ask, Changed, Observed, Refused
+from proxy.logs import Log
+from proxy.metrics import Counters
+from proxy.settings import ProxySettings
+from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known
+from proxy.steering.cache import DecisionCache, Key, Template
+from proxy.steering.client import PlannerClient, Question, Waiter
+from proxy.steering.template import may_join
+
+LEVELS: Final = {"off": 0, "observe": 1, "shadow": 2, "on": 3}
+OFF: Final = 0
+OBSERVE: Final = 1
+ON: Final = 3
+MIN_CHEAP_MS: Final = 2.0
+MAX_CHEAP_MS: Final = 10.0
+"""Between these lies the time below which a kind of statement is not asked about: ten times what an answer takes."""
+MIN_WAIT_MS: Final = 0.3
+"""No answer comes faster, so that a shorter wait would be for nothing."""
+SHARE: Final = 0.1
+"""Of the time that a statement takes, how much may be spent on waiting for advice."""
+OBSERVED_EVERY: Final = 64
+"""Of statements that are cheap only so many-th is told to the planner."""
+_NO_TYPES: Final = b"\0\0"
+_SETTINGS_LIMIT: Final = 50
+# Only these are ever set: an unknown name or a bad value would end the user's own transaction.
+_SETTING: Final = re.compile(
+    rb"(?:enable_[a-z_]{3,40}|(?:from|join)_collapse_limit|geqo(?:_threshold)?|jit|(?:random|seq)_page_cost"
+    rb"|cpu_(?:tuple|index_tuple|operator)_cost|parallel_(?:setup|tuple)_cost|max_parallel_workers_per_gather"
+    rb"|min_parallel_(?:table|index)_scan_size|plan_cache_mode|effective_cache_size|cursor_tuple_fraction"
+    rb"|hash_mem_multiplier|work_mem|pg_plan_advice\.advice)\Z"
+)
+_VALUE: Final = re.compile(rb"[\x20-\x7e]{1,4000}\Z")
+_MODE: Final = re.compile(
+    rb"(?is)\bset\s+(?:session\s+|(?P<local>local\s+))?pilotwire\s*\.\s*mode\s*(?:=|\bto\b)\s*(?P<quote>['\"]?)(?P<value>\w+)"
+    rb"|\bset_config\s*\(\s*'pilotwire\.mode'\s*,\s*'(?P<config>\w+)'(?P<rest>\s*,\s*(?P<passing>\w+))?"
+    rb"|\breset\s+(?:pilotwire\s*\.\s*mode|all)\b|\bdiscard\s+all\b"
+)
+_PATH: Final = re.compile(
+    rb"(?is)\bset\s+(?:session\s+)?(?:search_path\s*(?:=|\bto\b)|schema\b)\s*(?P<value>[^;]*)"
+    rb"|\bset_config\s*\(\s*'search_path'\s*,\s*'(?P<config>(?:[^']|'')*)'\s*,\s*(?:false|'f)"
+    rb"|\breset\s+(?:search_path|all)\b|\bdiscard\s+all\b"
+)
+_OPTION: Final = re.compile(r"(?:-c\s*|--)([\w.-]+)=((?:[^\s\\]|\\.)*)")
+
+
+class Asking:
+    """A statement that waits to be asked about, and for how long it may."""
+
+    __slots__ = ("bind", "key", "known", "wait_ms")
+
+    def __init__(self, known: Known, bind: bytes | None, key: Key, wait_ms: float) -> None:
+        self.known = known
+        self.bind = bind
+        self.key = key
+        self.wait_ms = wait_ms
+
+
+class Steerer:
+    """``level`` is what the settings and the planner allow, from off (0) to on (3)."""
+
+    def __init__(self, settings: ProxySettings, counters: Counters, log: Log) -> None:
+        self.counters = counters
+        self.log = log
+        self.cache = DecisionCache(settings.steer_cache_entries, settings.steer_cache_bytes)
+        self.client = PlannerClient(settings.planner_socket, counters, log, self._changed)
+        self.level = OFF
+        self.deadline_ms = 0.0
+        self.min_joins = 0
+        self._open: dict[Key, Question] = {}
+        self.configure(settings)
+
+    def configure(self, settings: ProxySettings) -> None:
+        """Takes up settings that changed while running."""
+        self.level = LEVELS[settings.mode]
+        self.deadline_ms = settings.steer_deadline_ms
+        self.min_joins = settings.steer_min_joins
+
+    @property
+    def cheap_ms(self) -> float:
+        """What takes less is not worth a question."""
+        return min(max(self.client.cost_ms / SHARE, MIN_CHEAP_MS), MAX_CHEAP_MS)
+
+    def patience(self, template: Template) -> float:
+        """How many milliseconds a statement of this kind may wait; 0: not at all."""
+        expected = template.expected_ms
+        if expected < 0:
+            return self.deadline_ms if template.tables >= self.min_joins else 0.0
+        wait = min(self.deadline_ms, expected * SHARE)
+        return wait if wait >= MIN_WAIT_MS else 0.0
+
+    # ------------------------------------------------------------------ asking
+
+    def ask(self, session: SessionSteering, asking: Asking) -> Question | None:
+        """The question about this statement, sent now or open already; None when it cannot be asked."""
+        key = asking.key
+        question = self._open.get(key)
+        if question is not None:
+            return question
+        known = asking.known
+        template: Template = known.template
+        generation = self.cache.generation
+        ask = Ask(
+            0,
+            session.database,
+            session.user,
+            session.application,
+            session.search_path,
+            template.digest,
+            known.text,
+            asking.bind,
+            _types(known.types),
+        )
+
+        def keep(answer: Answer | None) -> Decision | None:
+            self._open.pop(key, None)
+            return None if answer is None else self._keep(answer, key, template, generation)
+
+        question = self.client.ask(ask, keep)
+        if question is not None:
+            self._open[key] = question
+        return question
+
+    def _keep(self, answer: Answer, key: Key, template: Template, generation: int) -> Decision:
+        decision = _decision(answer)
+        if answer.estimated_ms > 0:
+            template.estimated_ms = answer.estimated_ms
+            template.judge(self.cheap_ms)
+        if generation == self.cache.generation:
+            if answer.scope == "template":
+                template.answered(decision)
+            elif answer.scope == "values":
+                self.cache.remember(key, decision)
+        return decision
+
+    def _changed(self, changed: Changed) -> None:
+        self.cache.forget()
+        if changed.mode in LEVELS:
+            self.level = LEVELS[changed.mode]
+        self.log.event("planner_changed", level="debug", generation=changed.generation, mode=changed.mode)
+
+
+class SessionSteering:
+    """One client's. ``asking`` is the statement that `UNDECIDED` was the answer for; ``template`` is what the statement
+    that runs belongs to, None when it is not measured."""
+
+    __slots__ = (
+        "_cache",
+        "_conforming",
+        "_count",
+        "_initial_path",
+        "_level",
+        "_local",
+        "_owner",
+        "_path",
+        "_reported_path",
+        "_scope",
+        "_steered",
+        "_utf8",
+        "application",
+        "asking",
+        "database",
+        "search_path",
+        "template",
+        "user",
+        "waited",
+    )
+
+    def __init__(self, owner: Steerer, database: str, user: str, settings: dict[str, str]) -> None:
+        self._owner = owner
+        self._cache = owner.cache
+        self.database = database
+        self.user = user
+        # Settings given in the start-up packet count unless `options` has them too, as in the server.
+        start = {**dict(_OPTION.findall(settings.get("options", ""))), **settings}
+        self.application = start.get("application_name", "")
+        self.search_path = self._initial_path = start.get("search_path", "")
+        encoding = start.get("client_encoding", "utf8")
+        self._level = LEVELS.get(start.get("pilotwire.mode", "on").lower(), ON)
+        self._local = -1  # the level of a SET LOCAL, until the transaction ends
+        self._utf8 = _is_utf8(encoding.encode("utf-8", "surrogateescape"))
+        self._conforming = True
+        self._reported_path = False
+        self._scope = 0
+        self._count = 0
+        self._steered: Decision | None = None
+        self.template: Template | None = None
+        self.asking: Asking | None = None
+        self.waited = 0.0
+
+    # ------------------------------------------------------------------ what the conversation asks
+
+    def query(self, text: bytes) -> Decision:
+        if self._owner.level == OFF:
+            self._look_for_settings(text)
+            return LEAVE_ALONE
+        known = self._cache.seen(text, _NO_TYPES)
+        if known is None:
+            if not may_join(text):
+                self._look_for_settings(text)
+                return LEAVE_ALONE
+            known = self._cache.learn(text, _NO_TYPES)
+        return self._decide(known, None)
+
+    def known(self, text: bytes, types: bytes) -> Known | None:
+        # Also while steering is off: the statement may outlive that.
+        known = self._cache.seen(text, types)
+        if known is None:
+            if not may_join(text):
+                self._look_for_settings(text)
+                return None
+            known = self._cache.learn(text, types)
+        return None if known.template.barred else known
+
+    def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:
+        if known.template.generation != self._cache.generation:
+            known.template.renew(self._cache.generation)
+        return self._decide(known, message[start:end])
+
+    def _decide(self, known: Known, bind: bytes | None) -> Decision:
+        owner = self._owner
+        level = self._level if self._level < owner.level else owner.level
+        if self._local >= 0 and self._local < level:
+            level = self._local
+        if level == OFF:
+            return LEAVE_ALONE
+        template: Template = known.template
+        self.template = template
+        self._steered = None
+        self._count += 1
+        if template.settled:
+            owner.counters.steering_reasons[template.reason] += 1
+            return LEAVE_ALONE
+        if level == OBSERVE:
+            return self._left("observe")
+        if not (self._utf8 or known.text.isascii()) or not (self._conforming or b"\\" not in known.text):
+            return self._left("encoding")
+        if not self._scope:
+            self._scope = self._cache.scope(self.database, self.user, self.application, self.search_path)
+        key = (self._scope, known.text, known.types, bind)
+        decision = self._cache.decision(key) or template.answer
+        if decision is None:
+            asking = Asking(known, bind, key, owner.patience(template))
+            if not owner.client.may_ask():
+                return self._left("planner_busy" if owner.client.connected else "planner_away")
+            if asking.wait_ms > 0 and level == ON:
+                self.asking = asking
+                return UNDECIDED
+            owner.ask(self, asking)
+            return self._left("not_waited")
+        return self.judged(decision, level)
+
+    def judged(self, decision: Decision, level: int = ON) -> Decision:
+        """What the conversation gets for the planner's decision."""
+        if not decision.prefix and not decision.settings:
+            return self._left(decision.reason)
+        return decision if level == ON else self._left("shadow")
+
+    def _left(self, reason: str) -> Decision:
+        self._owner.counters.steering_reasons[reason] += 1
+        return LEAVE_ALONE
+
+    def delivered(self, decision: Decision) -> None:
+        self._steered = decision
+        self._owner.counters.steering_steered += 1
+
+    def prevented(self, reason: str) -> None:
+        self._owner.counters.steering_reasons[reason] += 1
+
+    def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:
+        counters = self._owner.counters
+        counters.steering_refused += 1
+        counters.steering_run_again += again
+        template = self.template
+        if template is None:
+            return
+        template.bar("refused")
+        state, words = sqlstate.decode("ascii", "replace"), message.decode("utf-8", "replace")
+        self._owner.client.refused(Refused(self.database, template.digest, text, state, words))
+        self._owner.log.event("advice_refused", level="warning", sqlstate=state, error=words, again=again)
+
+    # ------------------------------------------------------------------ waiting and measuring
+
+    def wait(self, told: Callable[[Decision | None], None]) -> Waiter | None:
+        """Asks about the statement that was undecided; None when that cannot be: it is to be left alone."""
+        asking, self.asking = self.asking, None
+        assert asking is not None
+        question = self._owner.ask(self, asking)
+        if question is None:
+            return None
+        self._owner.counters.steering_waited += 1
+        return self._owner.client.wait(question, asking.wait_ms / 1000, told)
+
+    def unasked(self) -> Decision:
+        """It could not be asked about after all."""
+        return self._left("planner_busy")
+
+    def waited_for(self, seconds: float, decision: Decision | None) -> Decision:
+        """The wait is over: what to do now. ``None``: no answer came in time."""
+        self.waited += seconds
+        self._owner.counters.steering_wait_seconds += seconds
+        return self._left("late") if decision is None else self.judged(decision)
+
+    def done(self, seconds: float, *, failed: bool) -> None:
+        """The batch that ran since the last call is over; about 1.5 us. Only one statement alone is measured."""
+        template, steered = self.template, self._steered
+        took = (seconds - self.waited) * 1000
+        count, self._count = self._count, 0
+        self.template = self._steered = None
+        self.waited = 0.0
+        if template is None or count != 1 or template.barred == "no_join":
+            return
+        owner = self._owner
+        if not failed:
+            template.observe(took, steered=steered is not None, cheap_ms=owner.cheap_ms)
+        if template.cheap and template.runs % OBSERVED_EVERY:
+            return
+        model = steered.model if steered is not None else ""
+        owner.client.observe(
+            Observed(self.database, template.digest, took, steered is not None, failed=failed, model=model)
+        )
+
+    # ------------------------------------------------------------------ what decisions depend on
+
+    @property
+    def local(self) -> bool:
+        """Whether something holds until the transaction ends."""
+        return self._local >= 0
+
+    def transaction_over(self) -> None:
+        self._local = -1
+
+    def reported(self, name: bytes, value: bytes) -> None:
+        if name == b"search_path":
+            self._reported_path = True
+            self._set_path(value)
+        elif name == b"application_name":
+            self.application = value.decode("utf-8", "replace")
+            self._scope = 0
+        elif name == b"client_encoding":
+            self._utf8 = _is_utf8(value)
+        elif name == b"standard_conforming_strings":
+            self._conforming = value != b"off"
+
+    def _set_path(self, value: bytes) -> None:
+        self.search_path = value.decode("utf-8", "replace")
+        self._scope = 0
+
+    def _look_for_settings(self, text: bytes) -> None:
+        """SET of what concerns steering. One that is rolled back is believed all the same, where the server does not
+        report the setting."""
+        if len(text) > 1000 or (b"et" not in (lower := text.lower()) and b"discard" not in lower):
+            return
+        everything = b"all" in lower
+        if b"pilotwire" in lower or everything:
+            for match in _MODE.finditer(text):
+                value = match["value"] or match["config"]
+                if value is None:
+                    self._level, self._local = ON, -1
+                    continue
+                level = LEVELS.get(value.decode("ascii", "replace").lower(), ON)
+                if match["local"] or (match["passing"] or b"").lower() in (b"true", b"t", b"on"):
+                    self._local = level
+                else:
+                    self._level = level
+        if not self._reported_path and (b"search_path" in lower or b"schema" in lower or everything):
+            for match in _PATH.finditer(text):
+                value = match["value"] if match["value"] is not None else match["config"]
+                if value is None or value.strip().lower() == b"default":
+                    self._set_path(self._initial_path.encode())
+                else:
+                    self._set_path(value.strip())
+
+
+def _is_utf8(encoding: bytes) -> bool:
+    return encoding.strip(b"'\"").upper() in (b"UTF8", b"UTF-8", b"UNICODE")
+
+
+def _types(tail: bytes) -> tuple[int, ...]:
+    """The OIDs in the tail of a Parse message; () for one that is not well formed."""
+    if len(tail) < 2 or len(tail) != 2 + 4 * (count := int.from_bytes(tail[:2], "big")):
+        return ()
+    return struct.unpack_from(f"!{count}I", tail, 2)
+
+
+def _decision(answer: Answer) -> Decision:
+    """A decision that can be delivered, or one to leave the statement alone."""
+    if b"\0" in answer.prefix:
+        return Decision("unusable_advice")
+    if len(answer.settings) > _SETTINGS_LIMIT or not all(
+        _SETTING.match(name) and _VALUE.match(value) for name, value in answer.settings
+    ):
+        return Decision("unusable_advice")
+    return Decision(answer.reason or "no_advice", answer.prefix, answer.settings, answer.model)

@@ -1,0 +1,233 @@
+"""The decision on real statements over a real catalog, with real models whose answer is known."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from model_runtime import bundle
+from model_runtime.limits import Limits
+from model_runtime.manifest import Abstention, Vocabulary
+from model_runtime.runner import Model, ModelError
+from planner.advise import NOTHING, Models, Options, Outcome, Reason, advise, relation_hash
+from planner.catalog import load
+from planner.dialects import render
+from planner.features import flat
+from planner.snapshot import Snapshot
+from planner.sql import read
+from tests.support.models import cardinality_model, hints_model, saboteur_model
+from tests.support.postgres import Postgres
+from tests.support.shop import QUERY, SCHEMA, constant_model
+
+ARMS = {"default": {}, "no_nestloop": {"enable_nestloop": "off"}, "no_hash": {"enable_hashjoin": "off"}}
+
+
+@pytest.fixture(scope="module")
+def shop(hinted_postgres: Postgres) -> str:
+    name = hinted_postgres.create_database()
+    hinted_postgres.sql(SCHEMA, name)
+    return name
+
+
+@pytest.fixture(scope="module")
+def snapshot(hinted_postgres: Postgres, shop: str) -> Snapshot:
+    async def read_catalog() -> Snapshot:
+        connection = await asyncpg.connect(hinted_postgres.dsn(shop))
+        try:
+            return await load(connection)
+        finally:
+            await connection.close()
+
+    return asyncio.run(read_catalog())
+
+
+def model(folder: Path, log_ratio: float = 2.0, **manifest: Any) -> Model:
+    return bundle.load(constant_model(folder, log_ratio=log_ratio, **manifest), Limits())
+
+
+def arms(folder: Path, *ratios: float, **manifest: Any) -> Model:
+    path = folder / "arms.onnx"
+    values = {"clip": (-10.0, 10.0), **manifest}
+    hints_model(
+        path, arms=ARMS, log_latency_ratios=ratios, features=flat.NAMES, featurizer=("flat", flat.VERSION), **values
+    )
+    return bundle.load(path, Limits())
+
+
+def decide(sql: str, snapshot: Snapshot, models: Models, **options: Any) -> Outcome:
+    reading = read(sql)
+    assert reading.graph is not None, reading.reason
+    return advise(reading.graph, snapshot, models, options=Options(**options))
+
+
+def without(snapshot: Snapshot, capability: str) -> Snapshot:
+    return replace(snapshot, capabilities=snapshot.capabilities - {capability}, derived={})
+
+
+def test_every_join_of_the_plan_has_the_advised_rows(
+    hinted_postgres: Postgres, shop: str, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    outcome = decide(QUERY, snapshot, Models(model(tmp_path)))
+    assert outcome.reason == ""
+    assert outcome.model == "times-e2-1.0.0"
+    for sub_plan in outcome.sub_plans:
+        assert sub_plan.rows == pytest.approx(sub_plan.native * math.exp(2.0))
+    assert {frozenset(rows.aliases) for rows in outcome.advice.rows} == {
+        frozenset("co"),
+        frozenset("oi"),
+        frozenset("coi"),
+    }
+    prefix = render(outcome.advice, snapshot.capabilities).prefix
+    plan = json.loads(
+        hinted_postgres.sql(f"SET max_parallel_workers_per_gather = 0; {prefix}EXPLAIN (FORMAT JSON) {QUERY}", shop)
+    )[0]["Plan"]
+    advised = {frozenset(rows.aliases): round(rows.rows) for rows in outcome.advice.rows}
+    joins = []
+
+    def walk(node: dict[str, Any]) -> set[str]:
+        aliases = {node["Alias"]} if "Alias" in node else set()
+        for child in node.get("Plans", ()):
+            aliases |= walk(child)
+        if "Join" in node["Node Type"] or node["Node Type"] == "Nested Loop":
+            joins.append((frozenset(aliases), node["Plan Rows"]))
+        return aliases
+
+    walk(plan)
+    assert joins
+    assert all(rows == advised[aliases] for aliases, rows in joins)
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("SELECT * FROM customers c", Reason.NO_JOIN),
+        ("SELECT * FROM customers c, (SELECT 1 AS one) s", Reason.NO_JOIN),
+        ("SELECT * FROM customers c LEFT JOIN orders o ON o.customer_id = c.id", Reason.OUTER_JOIN),
+        ("SELECT * FROM customers c JOIN nowhere n ON n.id = c.id", Reason.UNKNOWN_TABLE),
+        ("SELECT * FROM customers c JOIN big_orders b ON b.customer_id = c.id", Reason.VIEW),
+        ("SELECT * FROM orders o JOIN secrets s ON s.order_id = o.id", Reason.ROW_SECURITY),
+        (QUERY + " AND odd(c.tier)", Reason.VOLATILE),
+        (
+            "SELECT * FROM customers a JOIN orders b ON b.customer_id = a.id WHERE a.id IN "
+            "(SELECT b.customer_id FROM orders b JOIN items a ON a.order_id = b.id)",
+            Reason.DUPLICATE_ALIAS,
+        ),
+    ],
+)
+def test_reasons(sql: str, reason: str, snapshot: Snapshot, tmp_path: Path) -> None:
+    outcome = decide(sql, snapshot, Models(model(tmp_path)))
+    assert (outcome.reason, outcome.advice) == (reason, NOTHING)
+    assert outcome.template_wide
+
+
+def test_an_alias_that_occurs_twice_leaves_the_other_blocks(snapshot: Snapshot, tmp_path: Path) -> None:
+    sql = (
+        "WITH a AS (SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer_id), "
+        "b AS (SELECT x.product_id FROM orders o JOIN items x ON x.order_id = o.id), "
+        "d AS (SELECT y.id FROM orders y JOIN items z ON z.order_id = y.id) SELECT * FROM a, b, d"
+    )
+    outcome = decide(sql, snapshot, Models(model(tmp_path)))
+    assert [rows.aliases for rows in outcome.advice.rows] == [("y", "z")]
+
+
+def test_each_block_is_advised_and_outer_joins_only_inside_their_islands(snapshot: Snapshot, tmp_path: Path) -> None:
+    sql = (
+        "WITH recent AS (SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer_id) "
+        "SELECT 1 FROM recent r JOIN items i ON i.order_id = r.id "
+        "UNION ALL SELECT 2 FROM products p "
+        "LEFT JOIN (orders q JOIN items j ON j.order_id = q.id) ON j.product_id = p.id"
+    )
+    outcome = decide(sql, snapshot, Models(model(tmp_path)))
+    assert {rows.aliases for rows in outcome.advice.rows} == {("o", "c"), ("q", "j")}
+
+
+def test_without_a_model_or_a_dialect_nothing_is_computed(snapshot: Snapshot, tmp_path: Path) -> None:
+    assert decide(QUERY, snapshot, Models()).reason == Reason.NO_MODEL
+    stock = without(snapshot, "hint_plan")
+    outcome = decide(QUERY, stock, Models(model(tmp_path)))
+    assert (outcome.reason, outcome.sub_plans) == (Reason.NO_DIALECT, ())
+    shown = decide(QUERY, stock, Models(model(tmp_path)), estimate_anyway=True)
+    assert (shown.reason, len(shown.sub_plans)) == (Reason.NO_DIALECT, 3)
+
+
+def test_corrections_near_one_and_short_statements_are_not_worth_it(snapshot: Snapshot, tmp_path: Path) -> None:
+    assert decide(QUERY, snapshot, Models(model(tmp_path, 0.1))).reason == Reason.NO_CHANGE
+    steered = Models(model(tmp_path))
+    outcome = decide(QUERY, snapshot, steered)
+    assert outcome.estimated_ms > 1
+    assert decide(QUERY, snapshot, steered, min_ms=outcome.estimated_ms + 1).reason == Reason.CHEAP
+    point = decide(QUERY + " AND c.id = 7", snapshot, steered)
+    assert point.estimated_ms < outcome.estimated_ms / 10
+
+
+def test_predictions_are_clipped_as_the_manifest_says(snapshot: Snapshot, tmp_path: Path) -> None:
+    outcome = decide(QUERY, snapshot, Models(model(tmp_path, 9.0, clip=(-1.0, 1.0))))
+    assert all(one.rows == pytest.approx(one.native * math.e) for one in outcome.sub_plans)
+    smaller = decide(QUERY, snapshot, Models(model(tmp_path, -50.0, clip=(-60.0, 1.0))))
+    assert all(rows.rows == 1.0 for rows in smaller.advice.rows)
+
+
+def test_what_the_model_has_not_seen_is_left_alone(snapshot: Snapshot, tmp_path: Path) -> None:
+    elsewhere = dict.fromkeys(flat.NAMES[:3], (-9e9, -8e9))
+    outside = model(tmp_path, ranges=elsewhere)
+    assert decide(QUERY, snapshot, Models(outside)).reason == Reason.OUT_OF_RANGE
+    forgiving = model(tmp_path, ranges=elsewhere, abstention=Abstention(outside_ranges=3))
+    assert decide(QUERY, snapshot, Models(forgiving)).reason == ""
+    part = model(tmp_path, vocabulary=Vocabulary(tables=("public.customers", "public.orders")))
+    assert [rows.aliases for rows in decide(QUERY, snapshot, Models(part)).advice.rows] == [("c", "o")]
+    unsure = model(tmp_path, log_std=2.0, abstention=Abstention(log_std=1.0))
+    assert decide(QUERY, snapshot, Models(unsure)).reason == Reason.OUT_OF_RANGE
+
+
+def test_a_changed_schema_switches_off_what_changed(snapshot: Snapshot, tmp_path: Path) -> None:
+    assert decide(QUERY, snapshot, Models(model(tmp_path, schema_hash=snapshot.schema_hash))).reason == ""
+    stale = decide(QUERY, snapshot, Models(model(tmp_path, schema_hash="other")))
+    assert (stale.reason, stale.template_wide) == (Reason.SCHEMA_MISMATCH, True)
+    hashes = {
+        f"public.{name}": relation_hash(snapshot.tables["public", name], snapshot) for name in ("customers", "orders")
+    }
+    partly = model(tmp_path, schema_hash="other", relation_hashes={**hashes, "public.items": "other"})
+    outcome = decide(QUERY, snapshot, Models(partly))
+    assert [rows.aliases for rows in outcome.advice.rows] == [("c", "o")]
+
+
+def test_a_model_of_another_featurizer_is_left_alone(snapshot: Snapshot, tmp_path: Path) -> None:
+    path = tmp_path / "other.onnx"
+    cardinality_model(path, featurizer=("flat", "0.0.1"))
+    outcome = decide(QUERY, snapshot, Models(bundle.load(path, Limits())))
+    assert outcome.reason == Reason.UNKNOWN_FEATURIZER
+
+
+def test_a_model_that_fails_is_an_error_for_the_caller_to_catch(snapshot: Snapshot, tmp_path: Path) -> None:
+    path = tmp_path / "nan.onnx"
+    saboteur_model(path, "nan", features=flat.NAMES)
+    with pytest.raises(ModelError):
+        decide(QUERY, snapshot, Models(bundle.load(path, Limits())))
+
+
+def test_a_model_of_settings_chooses_the_best_arm_by_a_margin(snapshot: Snapshot, tmp_path: Path) -> None:
+    stock = without(snapshot, "hint_plan")
+    chosen = decide(QUERY, stock, Models(hints=arms(tmp_path, 0.0, -1.0, -0.5)))
+    assert (chosen.reason, dict(chosen.advice.settings)) == ("", {"enable_nestloop": "off"})
+    assert chosen.model == "arms-1.0.0"
+    assert decide(QUERY, stock, Models(hints=arms(tmp_path, 0.0, -0.1, -0.05))).reason == Reason.NO_CHANGE
+    assert decide(QUERY, stock, Models(hints=arms(tmp_path, -1.0, 0.0, 0.0))).reason == Reason.NO_CHANGE
+    elsewhere = arms(tmp_path, 0.0, -1.0, 0.0, vocabulary=Vocabulary(tables=("public.customers",)))
+    assert decide(QUERY, stock, Models(hints=elsewhere)).reason == Reason.OUT_OF_RANGE
+    assert decide(QUERY, stock, Models(hints=arms(tmp_path, 0.0, -1.0, 0.0, schema_hash="other"))).reason == (
+        Reason.SCHEMA_MISMATCH
+    )
+
+
+def test_rows_come_before_settings_where_both_can_be_told(snapshot: Snapshot, tmp_path: Path) -> None:
+    both = Models(model(tmp_path), arms(tmp_path, 0.0, -1.0, 0.0))
+    assert decide(QUERY, snapshot, both).model == "times-e2-1.0.0"
+    agrees = Models(model(tmp_path, 0.0), both.hints)
+    assert decide(QUERY, snapshot, agrees).model == "arms-1.0.0"

@@ -1,0 +1,195 @@
+"""Labelling: true rows, budgets and timeouts, and nothing counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.conftest import StartPostgres
+from training.counting import Count
+from training.errors import TrainingError
+from training.labels import LabelFile, Labeller, Labels, digest
+
+SLOW = Count("SELECT count(*) FROM pg_sleep(60)")
+
+
+def small(rows: int) -> Count:
+    return Count(f"SELECT count(*) FROM generate_series(1, {rows})")
+
+
+def open_file(tmp_path: Path, database: str = "shop", schema_hash: str = "1") -> LabelFile:
+    return LabelFile(tmp_path / "labels.jsonl", database, schema_hash)
+
+
+async def label(
+    dsn: str,
+    path: Path,
+    counts: list[Count],
+    *,
+    budget: float = 30,
+    seconds: float = 5,
+    progress: Callable[[Labels], None] | None = None,
+) -> Labels:
+    with open_file(path) as file:
+        return await Labeller(dsn, file, budget=budget, timeout=seconds, progress=progress).run(counts)
+
+
+async def test_counts_are_made_once_and_kept(shop_dsn: str, tmp_path: Path) -> None:
+    counts = [small(3), small(0), small(3), Count("SELECT count(*) FROM orders", "SELECT 2000::float8")]
+    first = await label(shop_dsn, tmp_path, counts)
+    assert (first.wanted, first.counted, first.known, first.left) == (3, 3, 0, 0)
+    assert [first.rows[digest(count)] for count in counts] == [3, 0, 3, 2000]
+    second = await label(shop_dsn, tmp_path, [*counts, small(7)])
+    assert (second.wanted, second.counted, second.known) == (4, 1, 3)
+    assert second.rows == {**first.rows, digest(small(7)): 7}
+
+
+async def test_no_text_of_a_query_is_kept(shop_dsn: str, tmp_path: Path) -> None:
+    await label(shop_dsn, tmp_path, [Count("SELECT count(*) FROM regions WHERE name = 'secret'")])
+    assert "secret" not in (tmp_path / "labels.jsonl").read_text()
+
+
+async def test_slow_counts_are_given_up_and_not_tried_again(shop_dsn: str, tmp_path: Path) -> None:
+    first = await label(shop_dsn, tmp_path, [SLOW, small(4)], seconds=0.2)
+    assert (first.counted, first.timed_out, first.left) == (1, 1, 0)
+    started = time.monotonic()
+    second = await label(shop_dsn, tmp_path, [SLOW, small(4)], seconds=0.2)
+    assert (second.known, second.timed_out) == (1, 1)
+    assert time.monotonic() - started < 0.2
+    assert (await label(shop_dsn, tmp_path, [SLOW], seconds=0.3)).timed_out == 1
+
+
+async def test_the_other_form_is_tried_when_one_takes_too_long(shop_dsn: str, tmp_path: Path) -> None:
+    cheap_looking = Count("SELECT count(*) FROM regions WHERE pg_sleep(20) IS NOT NULL", "SELECT 8 FROM orders LIMIT 1")
+    labels = await label(shop_dsn, tmp_path, [cheap_looking], seconds=0.3)
+    assert labels.rows == {digest(cheap_looking): 8}
+
+
+async def test_the_budget_ends_everything(shop_dsn: str, tmp_path: Path) -> None:
+    slow = [Count(f"SELECT {number} FROM pg_sleep(60)") for number in range(6)]
+    started = time.monotonic()
+    labels = await label(shop_dsn, tmp_path, [*slow, small(5)], budget=0.8, seconds=30)
+    assert time.monotonic() - started < 4
+    assert labels.rows == {digest(small(5)): 5}
+    assert (labels.left, labels.timed_out) == (6, 0)
+
+
+async def test_refused_counts_are_named_and_the_rest_goes_on(shop_dsn: str, tmp_path: Path) -> None:
+    bad = [
+        Count("SELECT count(*) FROM no_such_table"),
+        Count("SELECT count(*) FROM orders WHERE 1 / (id - id) > 0"),
+        Count("SELECT nextval('x')"),
+    ]
+    labels = await label(shop_dsn, tmp_path, [*bad, small(6)])
+    assert (labels.counted, labels.failed, labels.left) == (1, 3, 0)
+    assert "does not exist" in labels.first_failure or "division" in labels.first_failure
+
+
+async def test_counting_cannot_write(shop_dsn: str, tmp_path: Path) -> None:
+    labels = await label(
+        shop_dsn, tmp_path, [Count("WITH gone AS (DELETE FROM regions RETURNING 1) SELECT 1 FROM gone")]
+    )
+    assert labels.failed == 1
+    assert "read-only" in labels.first_failure
+
+
+async def test_an_interrupted_run_goes_on_where_it_stopped(shop_dsn: str, tmp_path: Path) -> None:
+    counts = [small(rows) for rows in range(20)]
+    enough = asyncio.Event()
+
+    def progress(labels: Labels) -> None:
+        if labels.counted >= 5:
+            enough.set()
+
+    task = asyncio.create_task(label(shop_dsn, tmp_path, [*counts, SLOW], seconds=30, progress=progress))
+    await asyncio.wait_for(enough.wait(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with open_file(tmp_path) as file:
+        done = dict(file.rows)
+    assert len(done) >= 5
+    labels = await label(shop_dsn, tmp_path, counts)
+    assert labels.known == len(done)
+    assert labels.known + labels.counted == 20
+    assert sorted(labels.rows.values()) == list(range(20))
+
+
+def test_a_file_cut_off_by_a_crash_is_read_on(tmp_path: Path) -> None:
+    with open_file(tmp_path) as file:
+        file.add("a", 1, 2)
+        file.add("b", None, 2)
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"count": "c", "ro')
+    with open_file(tmp_path) as file:
+        assert (file.rows, file.timeouts) == ({"a": 1}, {"b": 2})
+        file.add("d", 4, 2)
+    with open_file(tmp_path) as file:
+        assert file.rows == {"a": 1, "d": 4}
+    path.write_text(path.read_text() + '[]\n{"count": 5}\nnonsense\n{"count": "e", "rows": "many"}\n\n')
+    with open_file(tmp_path) as file:
+        assert file.rows == {"a": 1, "d": 4}
+
+
+@pytest.mark.parametrize(("database", "schema_hash"), [("other", "1"), ("shop", "2")])
+def test_counts_of_something_else_are_set_aside(database: str, schema_hash: str, tmp_path: Path) -> None:
+    with open_file(tmp_path) as file:
+        file.add("a", 1, 2)
+    with open_file(tmp_path, database, schema_hash) as file:
+        assert file.rows == {}
+    assert '"a"' in (tmp_path / "labels.jsonl.old").read_text()
+    head = json.loads((tmp_path / "labels.jsonl").read_text().splitlines()[0])
+    assert head == {"format": 1, "database": database, "schema_hash": schema_hash}
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "labels.jsonl").mkdir()
+    with pytest.raises(TrainingError, match=r"the labels cannot be kept in .*: Is a directory"):
+        open_file(tmp_path)
+
+
+async def test_a_database_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the database cannot be reached"):
+        await label("postgresql://nobody@127.0.0.1:1/none", tmp_path, [small(1)])
+    with pytest.raises(TrainingError, match="the database cannot be reached"):
+        await label("not a dsn", tmp_path, [small(1)])
+
+
+async def test_a_database_that_goes_away(start_postgres: StartPostgres, tmp_path: Path) -> None:
+    server = start_postgres()
+    enough = asyncio.Event()
+
+    def progress(labels: Labels) -> None:
+        if labels.counted >= 3:
+            enough.set()
+
+    counts = [small(1), small(2), small(3), SLOW]
+    task = asyncio.create_task(label(server.dsn(), tmp_path, counts, seconds=30, progress=progress))
+    await asyncio.wait_for(enough.wait(), 10)
+    await asyncio.to_thread(server.kill)
+    with pytest.raises(TrainingError, match=r"gone in the middle of counting .*; 3 counts are kept in .*to go on$"):
+        await task
+
+
+async def test_terminated_by_an_administrator(shop_dsn: str, tmp_path: Path) -> None:
+    task = asyncio.create_task(label(shop_dsn, tmp_path, [SLOW], seconds=30))
+    connection = await asyncpg.connect(shop_dsn)
+    try:
+        for _ in range(100):
+            ended = await connection.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE application_name = 'pilotwire train' AND wait_event = 'PgSleep'"
+            )
+            if ended:
+                break
+            await asyncio.sleep(0.05)
+        with pytest.raises(TrainingError, match="gone in the middle of counting"):
+            await task
+    finally:
+        await connection.close()

@@ -1,0 +1,351 @@
+"""The SQL that counts the rows of a sub-plan: what a join of some of a block's relations really produces.
+
+The conditions come out of the statement's own parse tree, so that they mean what they meant there: the WHERE and the
+inner ON clauses are cut into conjuncts, and a sub-plan keeps those that read nothing but its relations. What equalities
+imply is added, as PostgreSQL adds it: with ``a.x = b.x``, ``b.x = c.x`` and ``c.x = 7`` the join of a and b alone is on
+``a.x = b.x`` and both are filtered by 7. Aliases become table names, and tables and conditions are sorted, so that
+equal sub-plans of different statements have equal texts and are counted once.
+
+A count comes in two forms. The plain one joins and counts. The factored one (`training.factoring`) never joins many to
+many, so a join of billions of rows costs one pass over each table.
+
+Conditions above the joins do not belong to a sub-plan and are left out: EXISTS and IN (SELECT), which become joins of
+their own, and what an outer join's ON says. A sub-plan with anything else that cannot be moved into a statement of its
+own (other sub-queries, parameters, references to an enclosing query) is not counted. No I/O here; `training.labels`
+runs what this makes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pglast import ast
+from pglast.enums import A_Expr_Kind, BoolExprType, JoinType, SubLinkType
+from pglast.parser import parse_sql
+from pglast.stream import RawStream
+from pglast.visitors import Visitor
+
+from planner.graph import QueryBlock, RelationKind
+from planner.snapshot import TableInfo
+from training.factoring import Item, Key, factored, quoted
+
+_NAME: Final = 24  # characters of a table's name in an alias: PostgreSQL cuts at 63 bytes, after our number
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How to count one sub-plan. ``plain`` is also its identity; both forms return one row with one value."""
+
+    plain: str
+    factored: str | None = None
+
+
+@dataclass(slots=True)
+class _Conjunct:
+    """One condition: ``relations`` is what it reads, ``text`` is with the new aliases."""
+
+    relations: int
+    text: str
+
+
+class BlockCounts:
+    """The counts of one query block. ``tables`` are the block's relations as resolved, None where unknown."""
+
+    def __init__(self, select: Any, block: QueryBlock, tables: Sequence[TableInfo | None]) -> None:
+        self._block = block
+        self._tables = tables
+        self._position = {relation.alias: relation.index for relation in block.relations}
+        self._aliases = _new_aliases(tables)
+        self._only = 0  # relations written with ONLY
+        self._merged: set[str] = set()  # columns of USING
+        self._blocked = 0  # relations that cannot be counted
+        for relation in block.relations:
+            if relation.kind is not RelationKind.TABLE or relation.sampled or tables[relation.index] is None:
+                self._blocked |= relation.bit
+        self._conjuncts: list[_Conjunct] = []
+        self._classes: list[set[Key]] = []
+        self._constants: dict[Key, str] = {}
+        conditions: list[Any] = []
+        for item in select.fromClause or ():
+            self._walk_from(item, False, conditions)
+        conditions += _conjuncts(select.whereClause)
+        for condition in conditions:
+            self._take(condition)
+
+    def count(self, mask: int) -> Count | None:
+        """How to count the inner join of these relations; None when that cannot be stated."""
+        if mask & self._blocked:
+            return None
+        items = {index: self._item(index) for index in range(len(self._tables)) if mask >> index & 1}
+        others = []
+        for conjunct in self._conjuncts:
+            if conjunct.relations & ~mask:
+                continue
+            if conjunct.relations.bit_count() == 1:
+                items[conjunct.relations.bit_length() - 1].conditions.append(conjunct.text)
+            else:
+                others.append(conjunct.text)
+        classes = []
+        for members in self._classes:
+            inside = sorted(
+                (key for key in members if mask >> key[0] & 1), key=lambda key: (self._aliases[key[0]], key[1])
+            )
+            constant = next((self._constants[key] for key in sorted(members) if key in self._constants), None)
+            if constant is not None:
+                for key in (key for key in inside if key not in self._constants):
+                    items[key[0]].conditions.append(f"({self._column(key)} = {constant})")
+            classes.append(inside)
+        for item in items.values():
+            item.conditions[:] = sorted(set(item.conditions))
+        return Count(
+            self._plain(items, classes, others),
+            None if others else factored(items, classes),
+        )
+
+    def _plain(self, items: dict[int, Item], classes: list[list[Key]], others: list[str]) -> str:
+        conditions = {text for item in items.values() for text in item.conditions} | set(others)
+        for members in classes:
+            for left, right in itertools.pairwise(members):
+                conditions.add(f"({self._column(left)} = {self._column(right)})")
+        tables = ", ".join(sorted(item.source for item in items.values()))
+        where = f" WHERE {' AND '.join(sorted(conditions))}" if conditions else ""
+        return f"SELECT count(*) FROM {tables}{where}"  # noqa: S608
+
+    def _item(self, index: int) -> Item:
+        table = self._tables[index]
+        assert table is not None
+        only = "ONLY " if self._only >> index & 1 else ""
+        source = f"{only}{quoted(table.schema)}.{quoted(table.name)} AS {quoted(self._aliases[index])}"
+        unique = [
+            frozenset(key.columns) for key in table.indexes if key.unique and not key.partial and all(key.columns)
+        ]
+        return Item(self._aliases[index], source, table.rows, unique)
+
+    def _column(self, key: Key) -> str:
+        return f"{quoted(self._aliases[key[0]])}.{quoted(key[1])}"
+
+    # ------------------------------------------------------------------ reading the tree
+
+    def _walk_from(self, node: Any, nullable: bool, conditions: list[Any]) -> None:
+        if not isinstance(node, ast.JoinExpr):
+            self._leaf(node, nullable)
+            return
+        kind = node.jointype
+        self._walk_from(node.larg, nullable or kind in (JoinType.JOIN_RIGHT, JoinType.JOIN_FULL), conditions)
+        self._walk_from(node.rarg, nullable or kind in (JoinType.JOIN_LEFT, JoinType.JOIN_FULL), conditions)
+        if node.isNatural or node.alias is not None:
+            self._blocked = self._block.everything
+        elif kind == JoinType.JOIN_INNER:
+            conditions += _conjuncts(node.quals)
+            for name in node.usingClause or ():
+                self._using(name.sval, node)
+        elif node.usingClause:
+            self._blocked = self._block.everything
+
+    def _leaf(self, node: Any, nullable: bool) -> None:
+        position = self._position.get(_alias(node) or "")
+        if position is None:
+            self._blocked = self._block.everything
+            return
+        if nullable or not isinstance(node, ast.RangeVar) or (node.alias is not None and node.alias.colnames):
+            self._blocked |= 1 << position
+        elif not node.inh:
+            self._only |= 1 << position
+
+    def _using(self, name: str, join: Any) -> None:
+        """An inner join's USING (name): the first relation on each side that has the column."""
+        sides = []
+        for side in (join.larg, join.rarg):
+            places = [self._position.get(alias or "") for alias in _leaves(side)]
+            sides.append(next((place for place in places if place is not None and self._has(place, name)), None))
+        if sides[0] is None or sides[1] is None:
+            self._blocked = self._block.everything
+            return
+        self._merged.add(name)
+        self._join((sides[0], name), (sides[1], name))
+
+    def _has(self, index: int, column: str) -> bool:
+        table = self._tables[index]
+        return table is not None and column in table.columns
+
+    def _take(self, condition: Any) -> None:
+        """Sort one conjunct of WHERE or ON into filters, equalities and other conditions."""
+        if _is_join_of_its_own(condition):
+            return
+        found = _References()
+        found(condition)
+        keys = [self._resolve(reference) for reference in found.columns]
+        known = [key for key in keys if key is not None]
+        relations = 0
+        for key in known:
+            relations |= 1 << key[0]
+        if not found.portable:
+            # A sub-query may read relations that its own FROM hides from us: then nothing here is certain.
+            self._blocked |= relations if relations and len(known) == len(keys) else self._block.everything
+            return
+        if len(known) < len(keys) or not relations:
+            self._blocked = self._block.everything
+            return
+        if _is_equality(condition) and isinstance(condition.lexpr, ast.ColumnRef):
+            if isinstance(condition.rexpr, ast.ColumnRef):
+                self._join(known[0], known[1])
+                return
+            if _is_constant(condition.rexpr):
+                self._constants.setdefault(known[0], RawStream()(condition.rexpr))
+        elif _is_equality(condition) and isinstance(condition.rexpr, ast.ColumnRef) and _is_constant(condition.lexpr):
+            self._constants.setdefault(known[0], RawStream()(condition.lexpr))
+        self._conjuncts.append(_Conjunct(relations, f"({self._render(condition, found.columns, known)})"))
+
+    def _render(self, condition: Any, references: Sequence[Any], keys: Sequence[Key]) -> str:
+        """A condition's text under the new aliases. The tree is left as it was: others may read it too."""
+        before = [reference.fields for reference in references]
+        for reference, key in zip(references, keys, strict=True):
+            reference.fields = (ast.String(sval=self._aliases[key[0]]), ast.String(sval=key[1]))
+        text: str = RawStream()(condition)
+        for reference, fields in zip(references, before, strict=True):
+            reference.fields = fields
+        return text
+
+    def _resolve(self, reference: Any) -> Key | None:
+        """The relation and column that a reference means in this block, or None."""
+        if not all(isinstance(field, ast.String) for field in reference.fields):
+            return None
+        names = [field.sval for field in reference.fields]
+        if len(names) == 1:
+            places = [index for index in range(len(self._tables)) if self._has(index, names[0])]
+            if len(places) == 1 or (places and names[0] in self._merged):
+                return places[0], names[0]
+            return None
+        if len(names) == 2:
+            position = self._position.get(names[0])
+            return None if position is None or not self._has(position, names[1]) else (position, names[1])
+        return None
+
+    def _join(self, left: Key, right: Key) -> None:
+        """left = right: put both into one equivalence class. Nullable sides are not equal in all rows."""
+        if left == right:
+            # x = x says that x is not null.
+            self._conjuncts.append(_Conjunct(1 << left[0], f"({self._column(left)} IS NOT NULL)"))
+            return
+        if self._blocked & (1 << left[0] | 1 << right[0]):
+            return
+        merged = {left, right}
+        apart = []
+        for members in self._classes:
+            if members & merged:
+                merged |= members
+            else:
+                apart.append(members)
+        self._classes = [*apart, merged]
+
+
+def selects(text: str) -> list[Any]:
+    """Every SELECT of a statement, outermost first, as pglast's tree. Raises pglast's ParseError."""
+    found = _Selects()
+    for raw in parse_sql(text):
+        found(raw)
+    return found.found
+
+
+def source_of(block: QueryBlock, candidates: Sequence[Any]) -> Any | None:
+    """The SELECT that a block was read from: the one whose FROM has the same aliases. Where several different ones
+    have them, nobody can tell, and the answer is None."""
+    wanted = Counter(relation.alias for relation in block.relations)
+    fitting = [
+        select
+        for select in candidates
+        if Counter(alias for item in select.fromClause or () for alias in _leaves(item)) == wanted
+    ]
+    if not fitting:
+        return None
+    texts = {RawStream()(select) for select in fitting[:8]}
+    return fitting[0] if len(texts) == 1 else None
+
+
+class _Selects(Visitor):
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    def visit_SelectStmt(self, ancestors: Any, node: Any) -> None:  # noqa: N802
+        if node.fromClause:
+            self.found.append(node)
+
+
+class _References(Visitor):
+    """The column references of a condition, and whether the condition can stand in another statement."""
+
+    def __init__(self) -> None:
+        self.columns: list[Any] = []
+        self.portable = True
+
+    def visit_ColumnRef(self, ancestors: Any, node: Any) -> None:  # noqa: N802
+        self.columns.append(node)
+
+    def visit_SubLink(self, ancestors: Any, node: Any) -> None:  # noqa: N802
+        self.portable = False
+
+    def visit_ParamRef(self, ancestors: Any, node: Any) -> None:  # noqa: N802
+        self.portable = False
+
+
+def _conjuncts(node: Any) -> Iterator[Any]:
+    if isinstance(node, ast.BoolExpr) and node.boolop == BoolExprType.AND_EXPR:
+        for child in node.args or ():
+            yield from _conjuncts(child)
+    elif node is not None:
+        yield node
+
+
+def _is_join_of_its_own(condition: Any) -> bool:
+    """EXISTS, NOT EXISTS and IN (SELECT) become semi and anti joins; NOT IN stays a filter."""
+    kinds = {SubLinkType.EXISTS_SUBLINK, SubLinkType.ANY_SUBLINK}
+    if isinstance(condition, ast.BoolExpr) and condition.boolop == BoolExprType.NOT_EXPR:
+        (condition,) = condition.args or (None,)
+        kinds = {SubLinkType.EXISTS_SUBLINK}
+    return isinstance(condition, ast.SubLink) and condition.subLinkType in kinds
+
+
+def _is_equality(node: Any) -> bool:
+    return (
+        isinstance(node, ast.A_Expr)
+        and node.kind == A_Expr_Kind.AEXPR_OP
+        and [name.sval for name in node.name or ()] == ["="]
+        and node.lexpr is not None
+    )
+
+
+def _is_constant(node: Any) -> bool:
+    while isinstance(node, ast.TypeCast):
+        node = node.arg
+    return isinstance(node, ast.A_Const) and not node.isnull
+
+
+def _alias(node: Any) -> str | None:
+    if isinstance(node, ast.RangeTableSample):
+        node = node.relation
+    alias = getattr(node, "alias", None)
+    name: str | None = alias.aliasname if alias is not None else getattr(node, "relname", None)
+    return name
+
+
+def _leaves(node: Any) -> Iterator[str | None]:
+    if isinstance(node, ast.JoinExpr):
+        yield from _leaves(node.larg)
+        yield from _leaves(node.rarg)
+    else:
+        yield _alias(node)
+
+
+def _new_aliases(tables: Sequence[TableInfo | None]) -> list[str]:
+    """One per relation: the table's name, and a number from the second relation of that name on."""
+    seen: Counter[str] = Counter()
+    aliases = []
+    for table in tables:
+        name = table.name[:_NAME] if table is not None else "?"
+        seen[name] += 1
+        aliases.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return aliases

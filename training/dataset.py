@@ -1,0 +1,202 @@
+"""Queries and their labels as arrays: the features that serving computes, and log(actual / native) as the target.
+
+`collect` reads the statements with the planner's own modules and so sees what the planner will see, including why it
+leaves a statement alone. `assemble` joins the outcome to labels. A sub-plan's template is the join template of its
+query (tables and join edges without values): splits that keep templates apart tell how a model does on joins it has
+never seen, which is where learned estimates have fooled their makers most often.
+
+Sub-plans that are empty are left out. The logarithm of their ratio is arbitrary, and models that were given some
+number there became useless in the tail: they predict "almost nothing" where one row more or less decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.estimates import BlockEstimates
+from planner.features import featurizer, flat
+from planner.graph import NO_PARAMETERS, Column, JoinEdge, QueryGraph
+from planner.resolve import ResolvedBlock, resolve
+from planner.snapshot import Snapshot
+from planner.sql import read
+from planner.subplans import connected
+from training.counting import BlockCounts, Count, selects, source_of
+from training.labels import digest
+from training.queries import Query, Skipped, Workload, excerpt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The sub-plans of one query block: ``features`` float32 [n, F], ``native`` estimated rows [n], ``counts`` how to
+    count each, ``digests`` their names among the labels."""
+
+    query: int
+    template: str
+    joins: tuple[str, ...]
+    tables: tuple[str, ...]
+    features: Array
+    native: Array
+    counts: tuple[Count, ...]
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """All blocks of a workload; ``queries`` is how many statements they come from, ``uncountable`` how many sub-plans
+    have no count."""
+
+    blocks: tuple[Block, ...]
+    skipped: tuple[Skipped, ...]
+    queries: int
+    uncountable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One row per labelled sub-plan: ``features`` float32 [n, F], ``native`` and ``actual`` rows [n], ``query`` the
+    index of its statement, ``template`` the index of its join template."""
+
+    features: Array
+    native: Array
+    actual: Array
+    query: Array
+    template: Array
+    queries: int
+    empty: int
+    """How many labelled sub-plans were left out for having no rows."""
+
+    def __len__(self) -> int:
+        return len(self.native)
+
+    @property
+    def target(self) -> Array:
+        """ln(actual / native), [n]."""
+        return np.asarray(np.log(self.actual) - np.log(self.native))
+
+
+def collect(workload: Workload, snapshot: Snapshot, search_path: tuple[str, ...]) -> Collected:
+    """What can be learned from these statements. A statement without any joins of known tables is skipped."""
+    blocks: list[Block] = []
+    skipped = list(workload.skipped)
+    uncountable = 0
+    learned = 0
+    for number, query in enumerate(workload.queries):
+        reading = read(query.text)
+        if reading.graph is None:
+            skipped.append(_skip(query, f"not steered ({reading.reason})"))
+            continue
+        found, left_out, reason = _statement(number, query.text, reading.graph, snapshot, search_path)
+        uncountable += left_out
+        blocks += found
+        if found:
+            learned += 1
+        else:
+            skipped.append(_skip(query, reason or ("its joins cannot be counted" if left_out else "no join of tables")))
+    return Collected(tuple(blocks), tuple(skipped), learned, uncountable)
+
+
+def _skip(query: Query, reason: str) -> Skipped:
+    return Skipped(query.line, reason, excerpt(query.text))
+
+
+def _statement(
+    number: int, text: str, graph: QueryGraph, snapshot: Snapshot, search_path: tuple[str, ...]
+) -> tuple[list[Block], int, str]:
+    """The blocks of one statement, how many sub-plans cannot be counted, and a reason in case nothing is left."""
+    if graph.functions & snapshot.volatile_functions:
+        return [], 0, "it calls volatile functions"
+    if graph.parameters:
+        return [], 0, "it has parameters without values"
+    encoder = featurizer(flat.Flat.name, flat.VERSION)
+    resolved = resolve(graph, snapshot, search_path)
+    candidates = selects(text)
+    blocks = []
+    uncountable = 0
+    reason = ""
+    for block in resolved.blocks:
+        if len(block.block.relations) < 2:
+            continue
+        estimates = BlockEstimates(block, snapshot, NO_PARAMETERS)
+        masks = connected(block.block, estimates)
+        reason = reason or next((text for text in block.reasons if text), "")
+        select = source_of(block.block, candidates) if masks else None
+        counter = BlockCounts(select, block.block, block.tables) if select is not None else None
+        counted = [(mask, count) for mask in masks if counter is not None and (count := counter.count(mask))]
+        uncountable += len(masks) - len(counted)
+        if not counted:
+            continue
+        countable = [mask for mask, _ in counted]
+        blocks.append(
+            Block(
+                query=number,
+                template=template(block),
+                joins=tuple(sorted(_edge_names(block))),
+                tables=tuple(sorted({f"{table.schema}.{table.name}" for table in block.tables if table is not None})),
+                features=encoder.inputs(estimates, countable)["features"],
+                native=np.array([max(1.0, estimates.rows(mask)) for mask in countable]),
+                counts=tuple(count for _, count in counted),
+                digests=tuple(digest(count) for _, count in counted),
+            )
+        )
+    return blocks, uncountable, reason
+
+
+def template(block: ResolvedBlock) -> str:
+    """The block's tables and join edges, without values and aliases."""
+    tables = sorted(f"{table.schema}.{table.name}" if table else "?" for table in block.tables)
+    return f"{', '.join(tables)}: {', '.join(sorted(_edge_names(block)))}"
+
+
+def _edge_names(block: ResolvedBlock) -> list[str]:
+    return [name for edge in block.block.edges if edge.block is None and (name := _edge_name(block, edge))]
+
+
+def _edge_name(block: ResolvedBlock, edge: JoinEdge) -> str:
+    sides = sorted(filter(None, (_column_name(block, edge.left), _column_name(block, edge.right))))
+    return f" {edge.operator} ".join(sides) if len(sides) == 2 else ""
+
+
+def _column_name(block: ResolvedBlock, column: Column) -> str:
+    table = block.tables[column.relation]
+    return f"{table.schema}.{table.name}.{column.name}" if table else ""
+
+
+def assemble(blocks: Sequence[Block], rows: Mapping[str, float]) -> Dataset:
+    """The labelled sub-plans of these blocks; ``rows`` has the true cardinalities by digest."""
+    features: list[Array] = []
+    native: list[float] = []
+    actual: list[float] = []
+    query: list[int] = []
+    templates: dict[str, int] = {}
+    of_template: list[int] = []
+    empty = 0
+    for block in blocks:
+        number = templates.setdefault(block.template, len(templates))
+        for place, name in enumerate(block.digests):
+            if name not in rows:
+                continue
+            if rows[name] < 1:
+                empty += 1
+                continue
+            features.append(block.features[place])
+            native.append(float(block.native[place]))
+            actual.append(rows[name])
+            query.append(block.query)
+            of_template.append(number)
+    width = blocks[0].features.shape[1] if blocks else 0
+    return Dataset(
+        features=np.array(features, np.float32).reshape(len(features), width),
+        native=np.array(native),
+        actual=np.array(actual),
+        query=np.array(query, np.int64),
+        template=np.array(of_template, np.int64),
+        queries=len(set(query)),
+        empty=empty,
+    )
