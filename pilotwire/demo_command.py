@@ -25,13 +25,18 @@ SERVER: Final[dict[str, str | int]] = {
 """What every tuning guide asks for on a machine with an SSD. With PostgreSQL's defaults of 1996's disks the plain plans
 are slower and the gain looks larger."""
 
+WIDTH: Final = 120
+"""Columns where no terminal says how many it has."""
+
 
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Stop after the table instead of serving.")] = False,
     directory: Annotated[
         Path, typer.Option("--dir", metavar="DIR", help="Where server, model and results live.", file_okay=False)
     ] = Path(".pilotwire"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the proxy; a free one when taken.")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the proxy; a free one when taken.")
+    ] = DEFAULT_PORT,
     admin_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the admin server; likewise.")
     ] = DEFAULT_ADMIN_PORT,
@@ -61,7 +66,7 @@ def demo(
                 fresh=fresh,
                 again=again,
             ),
-            Console(highlight=False),
+            Console(highlight=False, width=None if console.is_terminal else WIDTH),
         )
 
     return run_trial(directory, port, admin_port, console, once=once, config=SERVER, models=models, work=work)

@@ -48,9 +48,9 @@ START_SECONDS: Final = 60.0
 SILENT_SECONDS: Final = 5.0
 """It reports every second; one that has not for this long is replaced."""
 RELOAD_SECONDS: Final = 60.0
-EARLY_DEATH_SECONDS: Final = 10.0
+EARLY_DEATH_SECONDS: Final = 5.0
 MIN_PAUSE_SECONDS: Final = 0.2
-MAX_PAUSE_SECONDS: Final = 10.0
+MAX_PAUSE_SECONDS: Final = 5.0
 END_SECONDS: Final = 2.0
 _LEVELS: Final[dict[str, Level]] = {"debug": "debug", "warning": "warning", "error": "error"}
 

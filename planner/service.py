@@ -65,6 +65,7 @@ class Service:
         self._send = send
         self._limits = start.limits
         self._path = Path(start.socket)
+        self._database = start.upstream.database
         self._counters = Counters()
         self._loop = asyncio.get_running_loop()
         self._store: ModelStore | None = None
@@ -93,6 +94,8 @@ class Service:
             await self._list_models()
             self._spawn(self._store.watch())
         self._lanes.start()
+        # Others are read when somebody asks about them; this one somebody will.
+        self._catalogs.snapshot(self._database)
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         self._server = await self._loop.create_unix_server(lambda: _Worker(self), str(self._path))
@@ -179,9 +182,10 @@ class Service:
 
     def _on_model_event(self, outcome: Outcome) -> None:
         """In the thread that looks at the folder."""
+        removed = outcome.step == "removed"
         self._counters.add("planner_models", "accepted" if outcome.accepted else outcome.step)
-        level = "info" if outcome.accepted else "error"
-        name = "model_loaded" if outcome.accepted else "model_refused"
+        level = "info" if outcome.accepted or removed else "error"
+        name = "model_loaded" if outcome.accepted else "model_removed" if removed else "model_refused"
         self._loop.call_soon_threadsafe(
             lambda: self._event(
                 name, level, file=outcome.file, model=f"{outcome.name}-{outcome.version}", detail=outcome.reason

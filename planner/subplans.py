@@ -75,8 +75,8 @@ def join_pairs(block: QueryBlock, most: float = MOST_PAIRS) -> float:
                     total = edges + (joined & mask).bit_count()
                     following[grown] = (around | joined, total)
                     pairs += min(2.0 ** (size - 1) - 1, (size - 1) * (total - size + 2.0))
-            if pairs >= most:
-                return math.inf
+                if pairs >= most:
+                    return math.inf
         level = following
     return pairs
 
@@ -192,8 +192,12 @@ def _rough_rows(
                 total += math.log(min(max(estimates.edge_selectivity(edge), 1e-12), 1.0))
             selectivity[left][bit] = selectivity[right][1 << left] = total
 
+    sharpest = [sorted((value, bit) for bit, value in one.items()) for one in selectivity]
+
     def weight(mask: int, relation: int, before: float) -> float:
-        most = min((value for bit, value in selectivity[relation].items() if bit & mask), default=0.0)
-        return before + rows[relation] + most
+        for value, bit in sharpest[relation]:
+            if bit & mask:
+                return before + rows[relation] + value
+        return before + rows[relation]
 
     return weight

@@ -34,7 +34,7 @@ PLANNER_COUNTERS: Final[tuple[Metric, ...]] = (
         "planner_models",
         "counter",
         "planner_models",
-        "Model files looked at: accepted, or refused at which step of the checks.",
+        "Model files looked at: accepted, removed, or refused at which step of the checks.",
         "outcome",
         ("accepted",),
     ),

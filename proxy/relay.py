@@ -1,8 +1,9 @@
 """``auth = "relay"``: the client and the server authenticate with each other, the proxy only carries the messages.
 
 Until the server's first ReadyForQuery bytes pass unread, but for one thing: SCRAM-SHA-256-PLUS is taken off the list
-of methods, since binding to a TLS channel cannot work through a proxy that ends it. From then on the client is in an
-ordinary session with a backend of its own.
+of methods, since binding to a TLS channel cannot work through a proxy that ends it. Where both sides have TLS, the
+client must say ``channel_binding=disable``: its proof tells the server otherwise that the offer was kept from it. From
+then on the client is in an ordinary session with a backend of its own.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def collect(workload: Workload, snapshot: Snapshot, search_path: tuple[str, ...]
     for number, query in enumerate(workload.queries):
         reading = read(query.text)
         if reading.graph is None:
-            skipped.append(_skip(query, f"not steered ({reading.reason})"))
+            skipped.append(_skip(query, f"the planner leaves it alone ({_words(reading.reason)})"))
             continue
         found, left_out, reason = _statement(number, query.text, reading.graph, snapshot, search_path)
         uncountable += left_out
@@ -100,6 +100,11 @@ def collect(workload: Workload, snapshot: Snapshot, search_path: tuple[str, ...]
         else:
             skipped.append(_skip(query, reason or ("its joins cannot be counted" if left_out else "no join of tables")))
     return Collected(tuple(blocks), tuple(skipped), learned, uncountable)
+
+
+def _words(label: str) -> str:
+    """A counter's label as a person reads it."""
+    return label.replace("_", " ")
 
 
 def _skip(query: Query, reason: str) -> Skipped:
@@ -125,7 +130,7 @@ def _statement(
             continue
         estimates = BlockEstimates(block, snapshot, NO_PARAMETERS)
         masks = connected(block.block, estimates)
-        reason = reason or next((text for text in block.reasons if text), "")
+        reason = reason or next((_words(label) for label in block.reasons if label), "")
         select = source_of(block.block, candidates) if masks else None
         counter = BlockCounts(select, block.block, block.tables) if select is not None else None
         counted = [(mask, count) for mask in masks if counter is not None and (count := counter.count(mask))]

@@ -28,7 +28,7 @@ from training.counting import Count
 from training.errors import TrainingError
 
 FORMAT: Final = 1
-PLAIN_HANDICAP: Final = 3.0
+PLAIN_HANDICAP: Final = 5.0
 EXPLAINED_AT_ONCE: Final = 50
 """How many EXPLAINs run between two looks at the clock."""
 SESSION: Final[Mapping[str, str]] = {

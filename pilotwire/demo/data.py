@@ -78,7 +78,8 @@ def pick(random: np.random.Generator, shares: Any, size: int) -> Array:
     """`size` indexes drawn by relative `shares`."""
     cumulative = np.cumsum(np.asarray(shares, dtype=float))
     found = np.searchsorted(cumulative, random.random(size) * cumulative[-1], side="right")
-    return np.minimum(found, len(cumulative) - 1)
+    drawn: Array = np.minimum(found, len(cumulative) - 1)
+    return drawn
 
 
 def pick_rows(random: np.random.Generator, shares: Array, rows: Array) -> Array:
@@ -86,7 +87,8 @@ def pick_rows(random: np.random.Generator, shares: Array, rows: Array) -> Array:
     cumulative = np.cumsum(shares, axis=1)
     cumulative /= cumulative[:, -1:]
     found = (cumulative[rows] <= random.random(len(rows))[:, None]).sum(axis=1)
-    return np.minimum(found, shares.shape[1] - 1)
+    drawn: Array = np.minimum(found, shares.shape[1] - 1)
+    return drawn
 
 
 def names(values: Any, indexes: Array) -> Array:
@@ -119,7 +121,9 @@ def make_world(random: np.random.Generator, sizes: Sizes) -> World:
 def _stores(random: np.random.Generator, count: int) -> Columns:
     """One online store per country, then shops where the customers are."""
     countries = len(COUNTRIES)
-    country = np.concatenate([np.arange(countries), pick(random, [one.customers for one in COUNTRIES], count - countries)])
+    country = np.concatenate(
+        [np.arange(countries), pick(random, [one.customers for one in COUNTRIES], count - countries)]
+    )
     kind = np.concatenate([np.zeros(countries, int), 1 + pick(random, [0.62, 0.22, 0.16], count - countries)])
     kinds = ("online", "shop", "outlet", "flagship")
     cities = [COUNTRIES[at].cities[int(random.integers(len(COUNTRIES[at].cities)))] for at in country]
@@ -193,7 +197,9 @@ def _products(
         "cost": np.round(price * random.uniform(0.35, 0.8, count), 2),
         "launched_on": launched,
         "discontinued_on": gone,
-        "rating": np.where(random.random(count) < 0.2, np.nan, np.round(5 - random.gamma(2, 0.45, count).clip(0, 4), 1)),
+        "rating": np.where(
+            random.random(count) < 0.2, np.nan, np.round(5 - random.gamma(2, 0.45, count).clip(0, 4), 1)
+        ),
     }
     return columns, department, weight
 
@@ -204,7 +210,7 @@ def _singular(name: str) -> str:
 
 def _promotions(random: np.random.Generator, count: int, category_department: Array) -> tuple[Columns, Array]:
     """Black Friday and its like come every year for everything; the others last days or weeks for one category."""
-    rows: list[tuple[str, str, int, int, np.datetime64, int]] = []
+    rows: list[tuple[str, str, int, int, Any, int]] = []
     for year in (2022, 2023, 2024):
         for code, kind, percent, start, days in (
             ("BLACKFRIDAY", "seasonal", 25, "11-22", 8),
@@ -218,12 +224,12 @@ def _promotions(random: np.random.Generator, count: int, category_department: Ar
     below = np.arange(len(DEPARTMENTS), len(category_department))
     for number in range(count - len(rows)):
         flash = random.random() < 0.4
-        start = FIRST_DAY + np.timedelta64(int(random.integers(0, DAYS - 10)), "D")
+        begins = FIRST_DAY + np.timedelta64(int(random.integers(0, DAYS - 10)), "D")
         days = int(random.integers(1, 4)) if flash else int(random.integers(7, 40))
         percent = int(random.choice([10, 15, 20, 25, 30, 40]))
         kind = "flash" if flash else str(random.choice(["clearance", "brand week", "newsletter"]))
-        category = int(random.choice(below)) if random.random() < 0.9 else -1
-        rows.append((f"{kind[:5].strip().upper()}{number:03d}", kind, category, percent, start, days))
+        below_at = int(random.choice(below)) if random.random() < 0.9 else -1
+        rows.append((f"{kind[:5].strip().upper()}{number:03d}", kind, below_at, percent, begins, days))
     rows.sort(key=lambda row: row[4])
     category = np.array([row[2] for row in rows])
     starts = np.array([row[4] for row in rows])
@@ -252,17 +258,22 @@ def _customers(random: np.random.Generator, count: int) -> tuple[Columns, Array,
     for at, one in enumerate(COUNTRIES):
         shares[at, : len(one.cities)] = 1 / (np.arange(len(one.cities)) + 1) ** 1.1
     cities = np.array([list(one.cities) + [""] * (most - len(one.cities)) for one in COUNTRIES], dtype=object)
-    birth = (1984 - random.normal(0, 13, count) + (signed_up - FIRST_DAY).astype(int) / 400).astype(int).clip(1930, 2006)
+    birth = (
+        (1984 - random.normal(0, 13, count) + (signed_up - FIRST_DAY).astype(int) / 400).astype(int).clip(1930, 2006)
+    )
     birth[random.random(count) < 0.15] = -1
     habit = random.lognormal(0, 1.35, count) * (random.random(count) > 0.25)
     first = random.integers(0, len(FIRST_NAMES), count)
     last = random.integers(0, len(LAST_NAMES), count)
     number = np.arange(1, count + 1)
+    emails = [
+        f"{FIRST_NAMES[a]}.{LAST_NAMES[b]}{n}@mail.example".lower() for a, b, n in zip(first, last, number, strict=True)
+    ]
     # Few people bring most of those who were referred, and only after they came themselves.
     referrer = (random.random(count) ** 3 * np.arange(count)).astype(int) + 1
     columns = {
         "id": number,
-        "email": np.array([f"{FIRST_NAMES[a]}.{LAST_NAMES[b]}{n}@mail.example".lower() for a, b, n in zip(first, last, number, strict=True)], dtype=object),
+        "email": np.array(emails, dtype=object),
         "full_name": names(FIRST_NAMES, first) + " " + names(LAST_NAMES, last),
         "country": names(COUNTRY_CODES, country),
         "city": cities[country, pick_rows(random, shares, country)],

@@ -79,7 +79,7 @@ async def load(dsn: str, seed: int, scale: float, progress: Progress) -> int:
         for each in (connection, second):
             await each.execute("SET client_min_messages = warning; SET maintenance_work_mem = '128MB'")
             await each.execute("SET synchronous_commit = off")
-        await connection.execute("COMMENT ON DATABASE {} IS NULL".format(await _database(connection)))
+        await connection.execute(f"COMMENT ON DATABASE {await _database(connection)} IS NULL")
         for table in reversed(tables):
             await connection.execute(f"DROP TABLE IF EXISTS {table} CASCADE")
         await connection.execute(schema.TABLES)
@@ -89,9 +89,7 @@ async def load(dsn: str, seed: int, scale: float, progress: Progress) -> int:
             await connection.execute(statement)
         progress("gathering statistics", 0.93)
         await connection.execute("VACUUM (ANALYZE)")
-        await connection.execute(
-            "COMMENT ON DATABASE {} IS '{}'".format(await _database(connection), marker(seed, scale))
-        )
+        await connection.execute(f"COMMENT ON DATABASE {await _database(connection)} IS '{marker(seed, scale)}'")
         progress("loaded", 1.0)
     finally:
         await connection.close()

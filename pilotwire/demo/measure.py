@@ -1,9 +1,8 @@
-"""Running a statement plain and steered in turn, through the same proxy, and adding up what came of many.
+"""Running a statement in several kinds (plain, steered) in turn, and adding up what came of many statements.
 
-Plain is not past the proxy but through it with ``pilotwire.mode = 'off'``: so the two differ in the advice alone.
 Statements go by the simple protocol, as psql sends them, and every row comes back to this process. The first run of
-either kind is not counted; it brings the pages into memory and has the decision made. Then they alternate, and which
-of the two goes first alternates too, so that a machine that slows down for a while hurts both.
+each kind is not counted; it brings the pages into memory and has the decision made. Then they take turns, and which of
+them goes first changes too, so that a machine that slows down for a while hurts all.
 """
 
 from __future__ import annotations
@@ -11,45 +10,34 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 
+Run: TypeAlias = tuple[Any, str]
+"""An asyncpg connection and the text to send over it."""
 SLACK_MS: Final = 5.0
-"""A statement counts as slower only above this: the rest is the clock's and the scheduler's noise."""
+"""What takes less is not counted as slower: such differences are the clock's and the scheduler's."""
 
 
 @dataclass(slots=True)
-class Timings:
-    """Milliseconds of every counted run, and of the uncounted first ones. ``limit_ms`` stands for a run that was cut
-    off by statement_timeout. ``rows`` is what the runs returned; the two kinds must agree."""
+class Series:
+    """One kind of run of one statement: ``times`` are the counted runs' milliseconds, ``first`` the uncounted one's.
 
-    plain: list[float] = field(default_factory=list)
-    steered: list[float] = field(default_factory=list)
-    first_plain: float = 0.0
-    first_steered: float = 0.0
-    plain_timeouts: int = 0
-    steered_timeouts: int = 0
-    rows_agree: bool = True
+    A run that statement_timeout ended counts as that limit. ``tag`` is the completion tag with the number of rows, ""
+    when no run was completed.
+    """
 
-    @property
-    def plain_ms(self) -> float:
-        return statistics.median(self.plain)
+    times: list[float] = field(default_factory=list)
+    first: float = 0.0
+    timeouts: int = 0
+    tag: str = ""
 
     @property
-    def steered_ms(self) -> float:
-        return statistics.median(self.steered)
-
-    @property
-    def factor(self) -> float:
-        """How many times faster: above 1 is a gain."""
-        return self.plain_ms / self.steered_ms
-
-    @property
-    def timed_out(self) -> bool:
-        return self.plain_timeouts > 0 or self.steered_timeouts > 0
+    def ms(self) -> float:
+        return statistics.median(self.times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +45,8 @@ class Summary:
     """What many statements came to; times are milliseconds, factors plain over steered.
 
     ``total_without_two`` leaves out the two statements with the largest plain time. ``over_1_1`` and ``over_2`` count
-    statements that got slower by more than that factor and by more than `SLACK_MS`; ``worst`` is the largest such
-    factor of all, 1 when none got slower.
+    statements that got slower by more than that factor and then take more than `SLACK_MS`; ``worst`` is the largest
+    such factor of all, 1 when none got slower.
     """
 
     statements: int
@@ -80,7 +68,7 @@ def summarise(timings: Sequence[tuple[float, float]], timeouts: int = 0) -> Summ
     steered = [pair[1] for pair in timings]
     largest_last = sorted(timings)
     rest = largest_last[:-2] or largest_last
-    slower = [after / before for before, after in timings if after - before > SLACK_MS]
+    slower = [after / before for before, after in timings if after > max(before, SLACK_MS)]
     return Summary(
         statements=len(timings),
         plain_ms=sum(plain),
@@ -115,24 +103,23 @@ async def run_once(connection: Any, sql: str, limit_ms: float) -> tuple[float, s
     return (time.perf_counter() - started) * 1000, str(tag)
 
 
-async def interleave(plain: Any, steered: Any, sql: str, rounds: int, limit_ms: float) -> Timings:
+async def interleave(kinds: Mapping[str, Run], rounds: int, limit_ms: float) -> dict[str, Series]:
     """`rounds` counted runs of each kind after one uncounted. Errors other than the time limit pass through.
 
     A kind whose first run hits the limit is not run again: all of its runs count as the limit.
     """
-    found = Timings()
-    found.first_plain, tag = await run_once(plain, sql, limit_ms)
-    found.first_steered, steered_tag = await run_once(steered, sql, limit_ms)
-    hopeless = {id(found.plain): tag == "", id(found.steered): steered_tag == ""}
-    found.rows_agree = not (tag and steered_tag) or tag == steered_tag
-    for number in range(rounds):
-        sides = [(plain, found.plain), (steered, found.steered)]
-        for connection, times in sides if number % 2 == 0 else reversed(sides):
-            if hopeless[id(times)]:
-                times.append(limit_ms)
-                continue
-            took, _ = await run_once(connection, sql, limit_ms)
-            times.append(took)
-    found.plain_timeouts = sum(took >= limit_ms for took in found.plain)
-    found.steered_timeouts = sum(took >= limit_ms for took in found.steered)
+    found = {name: Series() for name in kinds}
+    for name, (connection, sql) in kinds.items():
+        found[name].first, found[name].tag = await run_once(connection, sql, limit_ms)
+    order = list(kinds)
+    for _ in range(rounds):
+        for name in order:
+            series = found[name]
+            took = limit_ms
+            if series.tag:
+                connection, sql = kinds[name]
+                took, _ = await run_once(connection, sql, limit_ms)
+            series.times.append(took)
+            series.timeouts += took >= limit_ms
+        order.append(order.pop(0))
     return found

@@ -12,27 +12,41 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pilotwire.demo.measure import SLACK_MS, Summary, Timings, summarise
+from pilotwire.demo.measure import SLACK_MS, Series, Summary, summarise
 
 FORMAT: Final = 1
+NAME_WIDTH: Final = 38
+NUMBER_WIDTH: Final = 10
+WIDTHS: Final = NAME_WIDTH + 3 * NUMBER_WIDTH + 4 * 2
+"""Columns of the terminal that are taken before the reason begins."""
 
 
 @dataclass(slots=True)
 class Row:
-    """One statement of the workload. ``steered`` tells that it was given advice, ``why`` what the advice was or why
+    """One statement of the workload. ``advised`` tells that it was given advice, ``why`` what the advice was or why
     there was none, in a few words."""
 
     name: str
     kind: str
     sql: str
-    timings: Timings
-    steered: bool
+    plain: Series
+    steered: Series
+    advised: bool
     why: str
+
+    @property
+    def factor(self) -> float:
+        """How many times faster: above 1 is a gain."""
+        return self.plain.ms / self.steered.ms
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        return self.plain.ms, self.steered.ms
 
     @property
     def verdict(self) -> str:
         """``faster``, ``slower`` or ``same``; differences within a tenth or `SLACK_MS` are the same."""
-        before, after = self.timings.plain_ms, self.timings.steered_ms
+        before, after = self.pair
         if before > after * 1.1 and before - after > min(SLACK_MS, 0.2 * before):
             return "faster"
         return "slower" if after > before * 1.1 and after - before > SLACK_MS else "same"
@@ -50,7 +64,7 @@ class Results:
     rows: list[Row] = field(default_factory=list)
 
     def summary(self) -> Summary:
-        return summarise([(row.timings.plain_ms, row.timings.steered_ms) for row in self.rows])
+        return summarise([row.pair for row in self.rows])
 
     def save(self, path: Path) -> None:
         """Written beside and renamed, so that the file is whole or not there."""
@@ -65,7 +79,10 @@ def read_results(path: Path) -> Results | None:
         data: dict[str, Any] = json.loads(path.read_text())
         if data.pop("format", None) != FORMAT:
             return None
-        rows = [Row(**{**row, "timings": Timings(**row["timings"])}) for row in data.pop("rows")]
+        rows = [
+            Row(**{**row, "plain": Series(**row["plain"]), "steered": Series(**row["steered"])})
+            for row in data.pop("rows")
+        ]
         return Results(**data, rows=rows)
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -74,18 +91,19 @@ def read_results(path: Path) -> Results | None:
 def show(results: Results, console: Console) -> None:
     """The table, slowest first, then what it adds up to."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-    table.add_column("query", no_wrap=True, overflow="ellipsis", max_width=38)
+    table.add_column("query", no_wrap=True, overflow="ellipsis", width=NAME_WIDTH)
     for title in ("plain ms", "steered ms", "factor"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for row in sorted(results.rows, key=lambda row: -row.timings.plain_ms):
+        table.add_column(title, justify="right", no_wrap=True, width=NUMBER_WIDTH)
+    table.add_column("why", no_wrap=True)
+    room = max(20, console.width - WIDTHS - 1)
+    for row in sorted(results.rows, key=lambda row: -row.plain.ms):
         style = {"faster": "green", "slower": "red", "same": "dim"}[row.verdict]
         table.add_row(
             row.name,
-            _ms(row.timings.plain_ms),
-            _ms(row.timings.steered_ms),
-            Text(f"{row.timings.factor:.2f}", style=style),
-            Text(row.why, style="" if row.steered else "dim"),
+            _ms(row.plain.ms),
+            _ms(row.steered.ms),
+            Text(f"{row.factor:.2f}", style=style),
+            Text(row.why if len(row.why) <= room else f"{row.why[: room - 1]}…", style="" if row.advised else "dim"),
         )
     console.print(table)
     console.print()
@@ -97,7 +115,7 @@ def totals(results: Results) -> list[str]:
     """The sentences below the table."""
     summary = results.summary()
     rows = results.rows
-    steered = [row for row in rows if row.steered]
+    steered = [row for row in rows if row.advised]
     slower = [row for row in rows if row.verdict == "slower"]
     faster = sum(row.verdict == "faster" for row in rows)
     lines = [
@@ -106,21 +124,21 @@ def totals(results: Results) -> list[str]:
         f"two slowest, geometric mean {summary.geometric_mean:.2f}",
     ]
     if steered:
-        among = summarise([(row.timings.plain_ms, row.timings.steered_ms) for row in steered])
+        among = summarise([row.pair for row in steered])
         lines.append(
             f"{len(steered)} got advice (geometric mean {among.geometric_mean:.2f} among them), "
             f"{len(rows) - len(steered)} were left alone"
         )
     worst = f"; the worst of them {summary.worst:.2f} times: {_worst(slower)}" if slower else ""
     lines.append(f"{faster} got faster, {len(slower)} got slower by more than a tenth and {SLACK_MS:g} ms{worst}")
-    disagreeing = [row.name for row in rows if not row.timings.rows_agree]
+    disagreeing = [row.name for row in rows if row.plain.tag and row.steered.tag and row.plain.tag != row.steered.tag]
     if disagreeing:
         lines.append(f"[red]not the same number of rows plain and steered: {', '.join(disagreeing)}[/red]")
     return lines
 
 
 def _worst(slower: Sequence[Row]) -> str:
-    return min(slower, key=lambda row: row.timings.factor).name
+    return min(slower, key=lambda row: row.factor).name
 
 
 def _ms(value: float) -> str:

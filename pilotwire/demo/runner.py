@@ -1,5 +1,6 @@
 """The demo from an empty database to a table of times: load, train, run plain and steered, say what came of it.
 
+Plain is not past the proxy but through it with ``pilotwire.mode = 'off'``: so the two differ in the advice alone.
 Whatever was done is kept in a folder and in the database: a second start finds the rows, the model and the results.
 """
 
@@ -22,6 +23,7 @@ import asyncpg
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from model_runtime import bundle
 from pilotwire.demo import load
 from pilotwire.demo.measure import interleave
 from pilotwire.demo.report import Results, Row, read_results, show
@@ -29,6 +31,8 @@ from pilotwire.demo.training_queries import training_queries
 from pilotwire.demo.why import explain_why
 from pilotwire.demo.workload import Statement, workload
 from pilotwire.errors import StartError
+from planner.features import UnknownFeaturizerError, featurizer
+from planner.features.flat import Flat
 from planner.planner import Planner
 from training.errors import TrainingError
 from training.queries import read_text
@@ -81,11 +85,16 @@ async def _run(demo: Demo, console: Console) -> Results:
     demo.models.mkdir(parents=True, exist_ok=True)
     loaded = await _load(demo, direct, console)
     model = demo.models / MODEL_FILE
-    trained = loaded or demo.fresh or not model.exists()
+    label = await asyncio.to_thread(usable, model)
+    trained = loaded or not label
     if trained:
+        if loaded:
+            # Counts of other rows would be wrong.
+            for left in model.parent.glob(f"{model.stem}.labels.jsonl*"):
+                left.unlink()
         await _train(demo, direct, model, console)
     kept = read_results(demo.results_file)
-    if kept is not None and not trained and not demo.again:
+    if kept is not None and kept.model == label and not trained and not demo.again:
         console.print(f"\nThe workload as it ran at {kept.taken_at} (--again runs it again):\n")
         show(kept, console)
         return kept
@@ -95,6 +104,18 @@ async def _run(demo: Demo, console: Console) -> Results:
     console.print()
     show(results, console)
     return results
+
+
+def usable(path: Path) -> str:
+    """The name-version of an earlier start's model; "" unless it is whole and this version computes its inputs."""
+    try:
+        manifest = bundle.load(path).manifest
+        described = manifest.featurizer
+        made = featurizer(described.name, described.version, manifest.vocabulary, described.options)
+    except (bundle.Refused, UnknownFeaturizerError):
+        return ""
+    same_inputs = not isinstance(made, Flat) or manifest.features == made.names
+    return manifest.label if same_inputs else ""
 
 
 def in_database(dsn: str, database: str) -> str:
@@ -122,9 +143,6 @@ async def _load(demo: Demo, direct: str, console: Console) -> bool:
 
 async def _train(demo: Demo, direct: str, model: Path, console: Console) -> None:
     queries = read_text(";\n".join(training_queries(demo.seed, scale=demo.scale)))
-    # Counts of another seed's rows would be wrong.
-    for left in model.parent.glob(f"{model.stem}.labels.jsonl*"):
-        left.unlink()
     with _progress(console) as told:
 
         def show_step(step: Step) -> None:
@@ -137,7 +155,10 @@ async def _train(demo: Demo, direct: str, model: Path, console: Console) -> None
     split = report.splits.get("templates")
     said = ""
     if split is not None:
-        said = f"; estimates on joins it has not seen are off by {split.native[1]:,.1f} (PostgreSQL) and {split.model[1]:,.1f} (model) times at the 90th percentile"
+        said = (
+            f"; on joins it has not seen, 1 of 10 estimates is off by more than {split.native[1]:,.1f} times "
+            f"(PostgreSQL's own) and {split.model[1]:,.1f} times (the model's)"
+        )
     console.print(
         f"{report.model} trained on {report.queries_learned} other queries ({report.sub_plans:,} joins counted) in "
         f"{report.seconds:.0f} s{said}"
@@ -177,17 +198,15 @@ def _reload(admin_url: str) -> list[dict[str, Any]]:
 async def _measure(demo: Demo, direct: str, proxied: str, console: Console) -> Results:
     statements = workload(demo.seed, demo.scale)
     async with contextlib.AsyncExitStack() as stack:
-        # Texts that differ in their values only: prepared statements of ours would hide what a program's first run costs.
-        plain, steered = [
-            await stack.enter_async_context(_connected(proxied, LIMIT_SECONDS)) for _ in range(2)
-        ]
+        plain, steered = [await stack.enter_async_context(_connected(proxied, LIMIT_SECONDS)) for _ in range(2)]
         await plain.execute("SET pilotwire.mode = 'off'")
         planner = await stack.enter_async_context(await Planner.connect(direct, models=demo.models))
         serving = planner.models.cardinality
+        label = serving.manifest.label if serving is not None else ""
         results = Results(
             seed=demo.seed,
             scale=demo.scale,
-            model=f"{serving.name}-{serving.version}" if serving is not None else "",
+            model=label,
             taken_at=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
             rounds=demo.rounds,
         )
@@ -195,9 +214,13 @@ async def _measure(demo: Demo, direct: str, proxied: str, console: Console) -> R
         with _progress(console) as told:
             for number, statement in enumerate(statements):
                 told(f"plain and steered in turn: {statement.name}", number / len(statements))
-                timings = await interleave(plain, steered, statement.sql, demo.rounds, LIMIT_SECONDS * 1000)
-                advised, why = await explain_why(plain, steered, planner, statement.sql)
-                results.rows.append(Row(statement.name, statement.kind, statement.sql, timings, advised, why))
+                sql = statement.sql
+                kinds = {"plain": (plain, sql), "steered": (steered, sql)}
+                found = await interleave(kinds, demo.rounds, LIMIT_SECONDS * 1000)
+                advised, why = await explain_why(plain, steered, planner, sql)
+                results.rows.append(
+                    Row(statement.name, statement.kind, sql, found["plain"], found["steered"], advised, why)
+                )
     return results
 
 

@@ -36,7 +36,9 @@ from pilotwire.demo.vocabulary import (
 )
 
 LONGEST_BASKET: Final = 30
-HOUR_WEIGHTS: Final = (1, .5, .3, .2, .2, .4, 1, 2, 3, 4, 4.5, 4.5, 5, 4.5, 4, 4, 4.5, 5, 6, 7.5, 8, 7, 5, 2.5)  # fmt: skip
+HOUR_WEIGHTS: Final = (
+    1, .5, .3, .2, .2, .4, 1, 2, 3, 4, 4.5, 4.5, 5, 4.5, 4, 4, 4.5, 5, 6, 7.5, 8, 7, 5, 2.5,
+)  # fmt: skip
 TIERS: Final = ((0.01, "platinum"), (0.05, "gold"), (0.2, "silver"))
 """Upper share of the customers by what they spent, and the tier that this is."""
 
@@ -139,7 +141,10 @@ def _departments(random: np.random.Generator, world: World, orders: _Orders) -> 
     """What each order is for: often the customer's favourite, else by country and month."""
     shares = np.array(
         [
-            [[one.share * one.months[month] * TASTES[country.code].get(one.name, 1.0) for one in DEPARTMENTS] for month in range(12)]
+            [
+                [one.share * one.months[month] * TASTES[country.code].get(one.name, 1.0) for one in DEPARTMENTS]
+                for month in range(12)
+            ]
             for country in COUNTRIES
         ]
     )
@@ -179,11 +184,17 @@ def _items(random: np.random.Generator, world: World, orders: _Orders) -> tuple[
     count = len(orders.customer)
     mean = np.array([1.5, 1.0, 1.2, 1.9])[orders.channel]
     mean = mean * np.array([0.35 if one.price > 100 else 1 + one.quantity for one in DEPARTMENTS])[orders.department]
-    mean = mean * (0.75 + 0.35 * np.sqrt(world.habit[orders.customer].clip(0, 16))) * np.where(orders.promotion >= 0, 1.25, 1)
+    mean = (
+        mean
+        * (0.75 + 0.35 * np.sqrt(world.habit[orders.customer].clip(0, 16)))
+        * np.where(orders.promotion >= 0, 1.25, 1)
+    )
     lines = 1 + random.poisson(random.gamma(0.9, mean / 0.9) * 0.85).clip(0, LONGEST_BASKET - 1)
     order = np.repeat(np.arange(count), lines)
     elsewhere = random.random(len(order)) < 0.22
-    department = np.where(elsewhere, pick(random, [one.share for one in DEPARTMENTS], len(order)), orders.department[order])
+    department = np.where(
+        elsewhere, pick(random, [one.share for one in DEPARTMENTS], len(order)), orders.department[order]
+    )
     product = _goods(random, world, department, orders.day[order])
     # One line per product: whoever wants two of it orders a quantity of two.
     _, first = np.unique(order * np.int64(len(world.product_weight)) + product, return_index=True)
@@ -235,7 +246,9 @@ def _moments(random: np.random.Generator, day: Array) -> Array:
     return moment
 
 
-def _order_columns(random: np.random.Generator, world: World, orders: _Orders, ordered_at: Array, total: Array) -> Columns:
+def _order_columns(
+    random: np.random.Generator, world: World, orders: _Orders, ordered_at: Array, total: Array
+) -> Columns:
     age = (LAST_DAY.astype("datetime64[s]") - ordered_at).astype(int) / 86400
     count = len(age)
     cancelled = random.random(count) < np.where(orders.online, 0.045, 0.002)
@@ -306,13 +319,21 @@ def _shipments(random: np.random.Generator, orders: _Orders, columns: Columns, l
     season = np.array([1.1, 1, 1, 1, 1, 1, 1, 1.05, 1, 1, 1.35, 1.7])[month]
     slow = np.array([1, 0.9, 0.95, 1.1, 1.5, 0.9, 1.15, 1.1, 0.9])[carrier]
     usual = np.array([one.days for one in COUNTRIES])[country]
-    shipped = columns["ordered_at"][order] + (random.gamma(2, 0.4, len(order)) * season * 86400).astype("timedelta64[s]")
+    shipped = columns["ordered_at"][order] + (random.gamma(2, 0.4, len(order)) * season * 86400).astype(
+        "timedelta64[s]"
+    )
     travel = random.gamma(6, usual * season * slow / 6) + (random.random(len(order)) < 0.01) * 14
     delivered = shipped + (travel * 86400).astype("timedelta64[s]")
-    delivered[(delivered > LAST_DAY.astype("datetime64[s]")) | (random.random(len(order)) < 0.004)] = np.datetime64("NaT")
+    delivered[(delivered > LAST_DAY.astype("datetime64[s]")) | (random.random(len(order)) < 0.004)] = np.datetime64(
+        "NaT"
+    )
     home = [WAREHOUSES[one.region] for one in COUNTRIES]
     elsewhere = random.random(len(order)) < 0.08
-    stocked = np.where(elsewhere, names(sorted(WAREHOUSES.values()), random.integers(0, len(WAREHOUSES), len(order))), names(home, country))
+    stocked = np.where(
+        elsewhere,
+        names(sorted(WAREHOUSES.values()), random.integers(0, len(WAREHOUSES), len(order))),
+        names(home, country),
+    )
     by_time = np.argsort(shipped, kind="stable")
     promised = columns["ordered_at"][order].astype("datetime64[D]") + np.ceil(usual + 2).astype("timedelta64[D]")
     return {
@@ -334,14 +355,18 @@ def _returns(
     chance = np.array([one.returned for one in DEPARTMENTS])[department]
     category = random.lognormal(-0.1, 0.5, len(world.category_department))
     habit = random.gamma(1.2, 1 / 1.2, len(world.habit))
-    country = np.array([1.5 if one.region == "DACH" else 0.6 if one.region == "Southern Europe" else 0.95 for one in COUNTRIES])
+    country = np.array(
+        [1.5 if one.region == "DACH" else 0.6 if one.region == "Southern Europe" else 0.95 for one in COUNTRIES]
+    )
     chance = chance * category[world.products["category_id"][items["product_id"] - 1] - 1] * habit[orders.customer[at]]
     chance = chance * country[orders.country[at]] * np.where(orders.online[at], 1.1, 0.3)
     back = np.flatnonzero((random.random(len(at)) < chance) & (columns["status"][at] == "completed"))
     requested = columns["ordered_at"][at[back]] + ((3 + random.gamma(2, 5, len(back))) * 86400).astype("timedelta64[s]")
     kept = requested <= LAST_DAY.astype("datetime64[s]")
     back, requested = back[kept], requested[kept]
-    fits = np.isin(department[back], [index for index, one in enumerate(DEPARTMENTS) if one.name in ("Fashion", "Shoes")])
+    fits = np.isin(
+        department[back], [index for index, one in enumerate(DEPARTMENTS) if one.name in ("Fashion", "Shoes")]
+    )
     shares = np.array([[0.02, 0.25, 0.35, 0.25, 0.06, 0.07], [0.58, 0.12, 0.22, 0.03, 0.02, 0.03]])
     reason = pick_rows(random, shares, fits.astype(int))
     by_time = np.argsort(requested, kind="stable")

@@ -167,4 +167,6 @@ def finishing(table: str) -> list[str]:
 
 def references() -> list[str]:
     """The foreign keys, for when every table has its primary key."""
-    return [f"ALTER TABLE {table} ADD FOREIGN KEY ({columns}) REFERENCES {other}" for table, columns, other in FOREIGN_KEYS]
+    return [
+        f"ALTER TABLE {table} ADD FOREIGN KEY ({columns}) REFERENCES {other}" for table, columns, other in FOREIGN_KEYS
+    ]

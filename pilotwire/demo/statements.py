@@ -76,7 +76,7 @@ SELECT pa.method, cu.country, count(*) AS tries, count(*) FILTER (WHERE pa.statu
 FROM payments pa
 JOIN orders o ON o.id = pa.order_id
 JOIN customers cu ON cu.id = o.customer_id
-WHERE pa.paid_at >= $month AND pa.paid_at < $next_month
+WHERE pa.paid_at >= $year_ago AND pa.paid_at < $month
 GROUP BY pa.method, cu.country
 ORDER BY failed DESC
 LIMIT 20""",
@@ -112,7 +112,7 @@ SELECT pa.method, count(*) AS payments, sum(pa.amount) AS amount
 FROM customers cu
 JOIN orders o ON o.customer_id = cu.id
 JOIN payments pa ON pa.order_id = o.id
-WHERE cu.country = $country AND cu.city = $city AND pa.status = 'captured' AND o.ordered_at >= $half_ago
+WHERE cu.country = $country AND cu.city = $city AND pa.status = 'captured' AND o.ordered_at >= $year_ago
 GROUP BY pa.method
 ORDER BY amount DESC""",
     "activity of a tier": """
@@ -176,7 +176,8 @@ WHERE cu.country = $country AND st.country = $country AND o.ordered_at >= $year_
 GROUP BY 1, 2
 ORDER BY 1, 2""",
     "orders across borders": """
-SELECT cu.country AS buyer, st.name AS store, c.department, count(*) AS lines, sum(oi.quantity * oi.unit_price) AS revenue
+SELECT cu.country AS buyer, st.name AS store, c.department, count(*) AS lines,
+       sum(oi.quantity * oi.unit_price) AS revenue
 FROM stores st
 JOIN orders o ON o.store_id = st.id
 JOIN customers cu ON cu.id = o.customer_id
@@ -225,7 +226,8 @@ WHERE pa.method = 'instalments' AND cu.country = $country AND c.department = 'El
 GROUP BY c.name, p.brand
 ORDER BY amount DESC""",
     "whole year of a category": """
-SELECT st.region, cu.tier, pr.kind, count(DISTINCT o.id) AS orders, sum(oi.quantity * oi.unit_price - oi.discount) AS revenue
+SELECT st.region, cu.tier, pr.kind, count(DISTINCT o.id) AS orders,
+       sum(oi.quantity * oi.unit_price - oi.discount) AS revenue
 FROM categories c
 JOIN products p ON p.category_id = c.id
 JOIN order_items oi ON oi.product_id = p.id
@@ -237,7 +239,8 @@ WHERE c.name = $category AND c.department = $department AND o.ordered_at >= $yea
 GROUP BY st.region, cu.tier, pr.kind
 ORDER BY revenue DESC""",
     "eight tables for the board": """
-SELECT c.department, cu.tier, pa.method, st.kind, count(DISTINCT o.id) AS orders, sum(oi.quantity * oi.unit_price) AS revenue
+SELECT c.department, cu.tier, pa.method, st.kind, count(DISTINCT o.id) AS orders,
+       sum(oi.quantity * oi.unit_price) AS revenue
 FROM promotions pr
 JOIN orders o ON o.promotion_id = pr.id
 JOIN customers cu ON cu.id = o.customer_id
@@ -268,7 +271,7 @@ JOIN returns r ON r.order_id = s.order_id
 JOIN order_items oi ON oi.order_id = r.order_id AND oi.line_no = r.line_no
 JOIN products p ON p.id = oi.product_id
 JOIN categories c ON c.id = p.category_id
-WHERE s.carrier = $carrier AND s.shipped_at >= $quarter AND s.shipped_at < $next_quarter
+WHERE s.carrier = $carrier AND s.shipped_at >= $year_ago AND s.shipped_at < $month
 GROUP BY s.warehouse, c.department
 ORDER BY refunded DESC""",
     "full history of good customers": """
@@ -286,7 +289,8 @@ GROUP BY cu.country, c.department, pa.method, s.carrier
 ORDER BY revenue DESC
 LIMIT 100""",
     "online and in the shop": """
-SELECT st.name, cu.tier, count(DISTINCT cu.id) AS customers, count(DISTINCT a.id) AS online, count(DISTINCT b.id) AS visits
+SELECT st.name, cu.tier, count(DISTINCT cu.id) AS customers, count(DISTINCT a.id) AS online,
+       count(DISTINCT b.id) AS visits
 FROM customers cu
 JOIN orders a ON a.customer_id = cu.id
 JOIN orders b ON b.customer_id = cu.id
@@ -296,7 +300,8 @@ WHERE cu.country = $country AND a.channel = 'app' AND b.channel = 'store' AND a.
 GROUP BY st.name, cu.tier
 ORDER BY customers DESC""",
     "what late parcels cost": """
-SELECT c.department, cu.tier, count(DISTINCT o.id) AS orders, count(DISTINCT n.id) AS later_orders, sum(n.total) AS later_spent
+SELECT c.department, cu.tier, count(DISTINCT o.id) AS orders, count(DISTINCT n.id) AS later_orders,
+       sum(n.total) AS later_spent
 FROM shipments s
 JOIN orders o ON o.id = s.order_id
 JOIN customers cu ON cu.id = o.customer_id
@@ -304,7 +309,8 @@ JOIN orders n ON n.customer_id = cu.id AND n.ordered_at > s.delivered_at
 JOIN order_items oi ON oi.order_id = o.id
 JOIN products p ON p.id = oi.product_id
 JOIN categories c ON c.id = p.category_id
-WHERE s.delivered_at::date > s.promised_on + 5 AND s.carrier = $carrier AND s.shipped_at >= $year_ago AND cu.country = $country
+WHERE s.delivered_at::date > s.promised_on + 5 AND s.carrier = $carrier AND s.shipped_at >= $year_ago
+  AND cu.country = $country
 GROUP BY c.department, cu.tier
 ORDER BY orders DESC""",
     "season, store and stock": """
@@ -317,7 +323,8 @@ JOIN order_items oi ON oi.order_id = o.id
 JOIN products p ON p.id = oi.product_id
 JOIN categories c ON c.id = p.category_id
 LEFT JOIN returns r ON r.order_id = oi.order_id AND r.line_no = oi.line_no
-WHERE pr.kind = 'seasonal' AND pr.starts_on >= $year_ago AND c.department IN ('Fashion', 'Shoes') AND st.region = $region
+WHERE pr.kind = 'seasonal' AND pr.starts_on >= $year_ago AND c.department IN ('Fashion', 'Shoes')
+  AND st.region = $region
 GROUP BY st.name, c.name, pr.code, s.warehouse
 ORDER BY units DESC
 LIMIT 100""",
@@ -345,7 +352,8 @@ JOIN orders o2 ON o2.customer_id = cu.id AND o2.id <> o1.id
 JOIN order_items i2 ON i2.order_id = o2.id
 JOIN products p2 ON p2.id = i2.product_id
 JOIN categories c2 ON c2.id = p2.category_id
-WHERE c1.name = $category AND c1.department = $department AND o1.ordered_at >= $quarter AND o1.ordered_at < $next_quarter
+WHERE c1.name = $category AND c1.department = $department AND o1.ordered_at >= $year_ago
+  AND o1.ordered_at < $month
 GROUP BY c2.department, c2.name
 ORDER BY customers DESC
 LIMIT 20""",
@@ -402,7 +410,7 @@ JOIN products p1 ON p1.category_id = c.id
 JOIN order_items i1 ON i1.product_id = p1.id
 JOIN order_items i2 ON i2.order_id = i1.order_id AND i2.product_id <> i1.product_id
 JOIN products p2 ON p2.id = i2.product_id
-WHERE c.name = $category AND c.department = $department
+WHERE c.department = $department
 GROUP BY p2.id
 ORDER BY times DESC
 LIMIT 15""",
@@ -415,7 +423,7 @@ FROM (
     JOIN products p ON p.category_id = c.id
     JOIN order_items oi ON oi.product_id = p.id
     JOIN orders o ON o.id = oi.order_id
-    WHERE c.department = $department AND o.ordered_at >= $quarter AND o.ordered_at < $next_quarter
+    WHERE c.department = $department AND o.ordered_at >= $year_ago AND o.ordered_at < $month
     GROUP BY c.id, p.id
 ) ranked
 WHERE place <= 3

@@ -54,7 +54,8 @@ FILTERS: Final = {
         "birth_year > $born", "birth_year BETWEEN $born AND $born + 15",
     ),
     "orders": (
-        "ordered_at >= $month AND $.ordered_at < $next_month", "ordered_at >= $quarter AND $.ordered_at < $next_quarter",
+        "ordered_at >= $month AND $.ordered_at < $next_month",
+        "ordered_at >= $quarter AND $.ordered_at < $next_quarter",
         "ordered_at >= $year_ago AND $.ordered_at < $month", "ordered_at >= $half_ago",
         "ordered_at >= $bf AND $.ordered_at < $bf_end", "ordered_at >= $december AND $.ordered_at < $january",
         "channel = $channel", "channel = 'store'", "channel = 'phone'", "status = 'completed'", "status = 'cancelled'",
@@ -77,11 +78,13 @@ FILTERS: Final = {
     "stores": ("region = $region", "country = $country", "kind = 'online'", "kind <> 'online'", "floor_space > 500"),
     "payments": (
         "method = $method", "method = 'instalments'", "method = 'invoice'", "status = 'captured'", "status = 'failed'",
-        "status = 'pending'", "amount > $amount", "paid_at >= $month AND $.paid_at < $next_month", "paid_at >= $half_ago",
+        "status = 'pending'", "amount > $amount", "paid_at >= $month AND $.paid_at < $next_month",
+        "paid_at >= $half_ago",
     ),
     "shipments": (
         "carrier = $carrier", "delivered_at IS NULL", "delivered_at::date > $.promised_on",
-        "shipped_at >= $quarter AND $.shipped_at < $next_quarter", "shipped_at >= $december AND $.shipped_at < $january",
+        "shipped_at >= $quarter AND $.shipped_at < $next_quarter",
+        "shipped_at >= $december AND $.shipped_at < $january",
         "shipped_at >= $half_ago",
     ),
     "returns": (
@@ -94,7 +97,7 @@ FILTERS: Final = {
 
 def training_queries(seed: int, count: int = COUNT, scale: float = 1.0) -> list[str]:
     """`count` different statements; the same seed gives the same ones."""
-    draw = random.Random(f"{seed} training")
+    draw = random.Random(f"{seed} training")  # noqa: S311 - not for secrets
     found: dict[str, None] = {}
     while len(found) < count:
         found[_query(draw, scale)] = None

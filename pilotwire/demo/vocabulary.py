@@ -29,9 +29,11 @@ METHODS: Final = ("card", "paypal", "invoice", "direct debit", "bank transfer", 
 CARRIERS: Final = ("DHL", "UPS", "FedEx", "DPD", "Hermes", "PostNL", "La Poste", "Royal Mail", "InPost")
 
 COUNTRIES: Final = (
-    Country("US", "North America", 0.25, ("New York", "Los Angeles", "Chicago", "Houston", "Seattle", "Boston", "Austin", "Denver", "Miami"),
+    Country("US", "North America", 0.25, ("New York", "Los Angeles", "Chicago", "Houston", "Seattle", "Boston",
+    "Austin", "Denver", "Miami"),
             (.66, .2, .005, .01, .005, .09, .03, .0), (.01, .5, .46, .03, 0, 0, 0, 0, 0), 4.2),
-    Country("DE", "DACH", 0.2, ("Berlin", "Hamburg", "Munich", "Cologne", "Frankfurt", "Stuttgart", "Leipzig", "Dresden"),
+    Country("DE", "DACH", 0.2, ("Berlin", "Hamburg", "Munich", "Cologne", "Frankfurt", "Stuttgart", "Leipzig",
+    "Dresden"),
             (.11, .27, .36, .17, .04, .03, .02, .0), (.58, .07, .01, .15, .19, 0, 0, 0, 0), 2.1),
     Country("GB", "UK and Ireland", 0.13, ("London", "Manchester", "Birmingham", "Leeds", "Glasgow", "Bristol"),
             (.63, .25, .01, .03, .01, .05, .02, .0), (.08, .07, .02, .22, .21, 0, 0, .4, 0), 2.6),
@@ -58,8 +60,8 @@ COUNTRIES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Department:
-    """``share`` of the lines sold; ``price`` is the median and ``spread`` the log standard deviation; ``returned`` the
-    share of its lines that come back; ``months`` the weight of each month of the year; ``quantity`` the mean above 1."""
+    """``share`` of the lines sold; ``price`` is the median and ``spread`` the log standard deviation; ``returned`` is
+    the share of its lines that come back, ``months`` the weight of each month, ``quantity`` the mean above 1."""
 
     name: str
     share: float
@@ -75,31 +77,40 @@ class Department:
 _EVEN = (1.0,) * 12
 DEPARTMENTS: Final = (
     Department("Electronics", .14, 140, 1.1, .07, .08, (.9, .8, .8, .8, .8, .8, .9, .9, .9, 1, 1.9, 1.8),
-               ("Smartphones", "Laptops", "Tablets", "Headphones", "Cameras", "Televisions", "Smart Home", "Cables and Chargers", "Storage", "Game Consoles", "Printers", "Monitors", "Wearables", "Speakers"),
+               ("Smartphones", "Laptops", "Tablets", "Headphones", "Cameras", "Televisions", "Smart Home",
+                "Cables and Chargers", "Storage", "Game Consoles", "Printers", "Monitors", "Wearables", "Speakers"),
                ("Voltaro", "Kestrel", "Nimbus", "Orbix", "Hanabi", "Lumen", "Pixelworks", "Sonora")),
     Department("Fashion", .2, 42, .6, .29, .15, (.9, .8, 1, 1.1, 1.1, 1, .9, .8, 1.1, 1.1, 1.2, 1.1),
-               ("Dresses", "Jeans", "T-Shirts", "Jackets", "Knitwear", "Underwear", "Suits", "Skirts", "Coats", "Swimwear", "Socks", "Accessories", "Maternity"),
-               ("Alba", "Norden", "Maison Clair", "Urban Loom", "Tessa", "Ridgeline", "Cotton Row", "Velvet Fox", "Basics & Co")),
+               ("Dresses", "Jeans", "T-Shirts", "Jackets", "Knitwear", "Underwear", "Suits", "Skirts", "Coats",
+                "Swimwear", "Socks", "Accessories", "Maternity"),
+               ("Alba", "Norden", "Maison Clair", "Urban Loom", "Tessa", "Ridgeline", "Cotton Row", "Velvet Fox",
+                "Basics & Co")),
     Department("Shoes", .09, 69, .5, .34, .04, (.9, .8, 1.1, 1.2, 1.1, 1, .9, .9, 1.1, 1.1, 1.1, 1),
                ("Sneakers", "Boots", "Sandals", "Heels", "Running Shoes", "Loafers", "Slippers", "Children's Shoes"),
                ("Stride", "Alba", "Norden", "Pacer", "Calzado", "Ridgeline")),
     Department("Home and Living", .11, 48, .9, .1, .3, (1.1, .9, 1, 1, 1, .9, .9, .9, 1, 1.1, 1.2, 1.1),
-               ("Bedding", "Lamps", "Rugs", "Sofas", "Tables", "Chairs", "Storage Boxes", "Curtains", "Decoration", "Mirrors", "Candles", "Wardrobes"),
+               ("Bedding", "Lamps", "Rugs", "Sofas", "Tables", "Chairs", "Storage Boxes", "Curtains", "Decoration",
+                "Mirrors", "Candles", "Wardrobes"),
                ("Hygge House", "Casa Nova", "Oakline", "Lumen", "Basics & Co", "Fjord")),
     Department("Kitchen", .08, 32, .8, .06, .25, (1, .9, .9, .9, .9, .9, .8, .9, 1, 1, 1.4, 1.6),
-               ("Cookware", "Knives", "Coffee Machines", "Glasses", "Plates", "Baking", "Small Appliances", "Food Storage", "Kettles"),
+               ("Cookware", "Knives", "Coffee Machines", "Glasses", "Plates", "Baking", "Small Appliances",
+                "Food Storage", "Kettles"),
                ("Cucina", "Oakline", "Brava", "Steelworks", "Hygge House")),
     Department("Beauty", .11, 18, .6, .03, .5, (.9, 1, .9, .9, 1.1, .9, .9, .9, .9, .9, 1.3, 1.5),
-               ("Skin Care", "Perfume", "Make-up", "Hair Care", "Shaving", "Nails", "Bath and Shower", "Sun Care", "Oral Care"),
+               ("Skin Care", "Perfume", "Make-up", "Hair Care", "Shaving", "Nails", "Bath and Shower", "Sun Care",
+                "Oral Care"),
                ("Rosewater", "Clair", "Botanica", "Purelle", "Nord Skin", "Maison Clair")),
     Department("Sports", .07, 39, .8, .14, .1, (1.4, 1, 1, 1.2, 1.2, 1.2, 1.1, 1, .9, .8, .9, 1),
-               ("Fitness", "Cycling", "Running", "Camping", "Football", "Yoga", "Winter Sports", "Swimming", "Climbing", "Tennis"),
+               ("Fitness", "Cycling", "Running", "Camping", "Football", "Yoga", "Winter Sports", "Swimming",
+                "Climbing", "Tennis"),
                ("Pacer", "Stride", "Ridgeline", "Summit", "Velo Uno", "Aqua Pro")),
     Department("Toys", .06, 24, .7, .05, .2, (.7, .7, .8, .8, .8, .8, .7, .7, .8, 1, 2, 3),
-               ("Building Blocks", "Board Games", "Dolls", "Puzzles", "Outdoor Toys", "Soft Toys", "Model Trains", "Learning Toys"),
+               ("Building Blocks", "Board Games", "Dolls", "Puzzles", "Outdoor Toys", "Soft Toys", "Model Trains",
+                "Learning Toys"),
                ("Brickly", "Playmore", "Little Fox", "Puzzle Barn")),
     Department("Books", .06, 14, .45, .015, .35, (1, .9, .9, .9, .9, .9, 1.1, 1.1, 1, 1, 1.2, 1.6),
-               ("Fiction", "Crime", "Children's Books", "Cookbooks", "Travel Guides", "Science", "Comics", "Biographies", "Textbooks"),
+               ("Fiction", "Crime", "Children's Books", "Cookbooks", "Travel Guides", "Science", "Comics",
+                "Biographies", "Textbooks"),
                ("Harbour Press", "Lindenverlag", "Blue Owl", "Paperlane", "Northgate")),
     Department("Garden", .035, 36, .9, .07, .3, (.3, .5, 1.6, 2.4, 2.4, 1.7, 1.1, .8, .7, .5, .3, .3),
                ("Plants", "Garden Tools", "Barbecue", "Garden Furniture", "Pots", "Lawn Mowers", "Seeds", "Watering"),
@@ -145,7 +156,8 @@ FIRST_NAMES: Final = (
 )  # fmt: skip
 LAST_NAMES: Final = (
     "Adams", "Bauer", "Costa", "Dubois", "Evans", "Fischer", "Garcia", "Hansen", "Ivanova", "Jansen", "Kowalski",
-    "Lopez", "Martin", "Novak", "Olsen", "Petit", "Rossi", "Smith", "Taylor", "Urban", "Vogel", "Weber", "Young", "Zimmer",
+    "Lopez", "Martin", "Novak", "Olsen", "Petit", "Rossi", "Smith", "Taylor", "Urban", "Vogel", "Weber", "Young",
+    "Zimmer",
 )  # fmt: skip
 ADJECTIVES: Final = (
     "Classic", "Compact", "Deluxe", "Essential", "Everyday", "Fine", "Grand", "Light", "Modern", "Natural", "Original",

@@ -17,10 +17,11 @@ from planner.planner import Decision, Planner
 SHORT: Final = {
     "no_join": "joins nothing",
     "outer_join": "outer joins only",
-    "no_change": "the model agrees with PostgreSQL",
+    "no_change": "the model agrees",
     "out_of_range": "nothing like it in training",
     "cheap": "too short to gain",
     "no_model": "no model serves",
+    "unknown_featurizer": "the model is of another version",
     "no_dialect": "pg_hint_plan is missing",
     "duplicate_alias": "an alias occurs twice",
 }

@@ -34,7 +34,7 @@ def workload(seed: int, scale: float = 1.0) -> list[Statement]:
     """The statements for a database of that scale; the same seed gives the same texts."""
     kinds = {"report": REPORTS, "dashboard": DASHBOARDS, "list": LISTS, "point": POINTS}
     return [
-        Statement(name, kind, fill(template, draw_literals(random.Random(f"{seed} {name}"), scale)))
+        Statement(name, kind, fill(template, draw_literals(random.Random(f"{seed} {name}"), scale)))  # noqa: S311
         for kind, templates in kinds.items()
         for name, template in templates.items()
     ]

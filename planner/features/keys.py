@@ -57,13 +57,14 @@ class Spread:
 
     def frequencies(self, keys: Collection[Hashable]) -> Array:
         """Of keys that this column or another one of its class knows, [keys]."""
+        if self.size and self.fraction >= WHOLE:
+            return np.fromiter(map(self.counts.get, keys, repeat(0)), np.float64, len(keys)) / self.size
         if self.unique or not self.size:
             found = np.full(len(keys), self.rest)
         else:
-            found = np.fromiter(map(self.counts.get, keys, repeat(0)), np.float64, len(keys)) / self.size
-            if self.fraction < WHOLE:
-                # A few rows of a large table know the sum over many keys well and a single key badly.
-                found = (found + self.rest) / 2
+            # A few rows of a large table know the sum over many keys well and a single key badly.
+            seen = np.fromiter(map(self.counts.get, keys, repeat(0)), np.float64, len(keys)) / self.size
+            found = (seen + self.rest) / 2
         for place, share in enumerate(map(self.common.get, keys)):
             if share is not None:
                 found[place] = share
@@ -72,9 +73,9 @@ class Spread:
     @property
     def unseen(self) -> float:
         """The frequency of a key that nobody knows."""
-        if self.unique or not self.size:
-            return self.rest
-        return 0.0 if self.fraction >= WHOLE else self.rest / 2
+        if self.size and self.fraction >= WHOLE:
+            return 0.0
+        return self.rest if self.unique or not self.size else self.rest / 2
 
 
 def spread(snapshot: Snapshot, table: TableInfo, column: str) -> Spread:

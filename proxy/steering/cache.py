@@ -40,6 +40,7 @@ class Template:
         "cheap",
         "digest",
         "estimated_ms",
+        "explains",
         "generation",
         "plain_ms",
         "plain_runs",
@@ -54,6 +55,7 @@ class Template:
     def __init__(self, key: bytes, flags: int, generation: int) -> None:
         self.digest = blake2b(key, digest_size=16).digest()
         self.tables = joined(key)
+        self.explains = key.startswith(b"explain")  # its own time says nothing of the query it is about
         self.generation = generation
         self.answer: Decision | None = None
         self.barred = ""  # why it can never be steered
@@ -76,16 +78,16 @@ class Template:
 
     @property
     def expected_ms(self) -> float:
-        """What an unsteered run takes, measured or estimated; below 0 when nothing is known.
+        """What a run takes, measured or estimated; below 0 when nothing is known."""
+        unsteered = self.unsteered_ms
+        return unsteered if unsteered >= 0 or self.explains or not self.steered_runs else self.steered_ms
 
-        Steered runs tell something only as long as the others are not known: they must not make a statement look cheap
-        that is cheap because it is steered.
-        """
-        if self.plain_runs:
+    @property
+    def unsteered_ms(self) -> float:
+        """What a run without advice takes, measured or estimated; below 0 when that is not known."""
+        if self.plain_runs and not self.explains:
             return self.plain_ms
-        if self.estimated_ms:
-            return self.estimated_ms
-        return self.steered_ms if self.steered_runs else -1.0
+        return self.estimated_ms or -1.0
 
     def observe(self, took_ms: float, *, steered: bool, cheap_ms: float) -> None:
         """Takes up one run; below ``cheap_ms`` a kind of statement is not worth a question."""
@@ -99,7 +101,8 @@ class Template:
         self.judge(cheap_ms)
 
     def judge(self, cheap_ms: float) -> None:
-        self.cheap = 0 <= self.expected_ms < cheap_ms
+        """Steered runs do not count: what is cheap because it is steered must not be judged cheap."""
+        self.cheap = 0 <= self.unsteered_ms < cheap_ms
         self._settle()
 
     def answered(self, decision: Decision) -> None:

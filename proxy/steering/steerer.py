@@ -42,14 +42,16 @@ OBSERVED_EVERY: Final = 64
 """Of statements that are cheap only so many-th is told to the planner."""
 _NO_TYPES: Final = b"\0\0"
 _SETTINGS_LIMIT: Final = 50
-# Only these are ever set: an unknown name or a bad value would end the user's own transaction.
+# Only these are ever set, by name and value: a mistake would end the client's own transaction.
 _SETTING: Final = re.compile(
-    rb"(?:enable_[a-z_]{3,40}|(?:from|join)_collapse_limit|geqo(?:_threshold)?|jit|(?:random|seq)_page_cost"
-    rb"|cpu_(?:tuple|index_tuple|operator)_cost|parallel_(?:setup|tuple)_cost|max_parallel_workers_per_gather"
-    rb"|min_parallel_(?:table|index)_scan_size|plan_cache_mode|effective_cache_size|cursor_tuple_fraction"
-    rb"|hash_mem_multiplier|work_mem|pg_plan_advice\.advice)\Z"
+    rb"(?:(?:enable_[a-z_]{3,40}|geqo|jit)=(?:on|off)"
+    rb"|(?:(?:from|join)_collapse_limit|geqo_threshold|max_parallel_workers_per_gather)=\d{1,9}"
+    rb"|(?:(?:random|seq)_page_cost|cpu_(?:tuple|index_tuple|operator)_cost|parallel_(?:setup|tuple)_cost"
+    rb"|cursor_tuple_fraction|hash_mem_multiplier)=\d{1,9}(?:\.\d{1,9})?"
+    rb"|(?:min_parallel_(?:table|index)_scan_size|effective_cache_size|work_mem)=\d{1,9}(?:kB|MB|GB)?"
+    rb"|plan_cache_mode=(?:auto|force_custom_plan|force_generic_plan)"
+    rb"|pg_plan_advice\.advice=[\x20-\x7e]{0,4000})\Z"
 )
-_VALUE: Final = re.compile(rb"[\x20-\x7e]{1,4000}\Z")
 _MODE: Final = re.compile(
     rb"(?is)\bset\s+(?:session\s+|(?P<local>local\s+))?pilotwire\s*\.\s*mode\s*(?:=|\bto\b)\s*(?P<quote>['\"]?)(?P<value>\w+)"
     rb"|\bset_config\s*\(\s*'pilotwire\.mode'\s*,\s*'(?P<config>\w+)'(?P<rest>\s*,\s*(?P<passing>\w+))?"
@@ -332,7 +334,7 @@ class SessionSteering:
         owner = self._owner
         if not failed:
             template.observe(took, steered=steered is not None, cheap_ms=owner.cheap_ms)
-        if template.cheap and template.runs % OBSERVED_EVERY:
+        if template.cheap and template.runs % OBSERVED_EVERY != 1:
             return
         model = steered.model if steered is not None else ""
         owner.client.observe(
@@ -368,7 +370,8 @@ class SessionSteering:
     def _look_for_settings(self, text: bytes) -> None:
         """SET of what concerns steering. One that is rolled back is believed all the same, where the server does not
         report the setting."""
-        if len(text) > 1000 or (b"et" not in (lower := text.lower()) and b"discard" not in lower):
+        lower = text.lower()
+        if len(text) > 1000 or (lower.find(b"set") < 0 and lower.find(b"discard") < 0):
             return
         everything = b"all" in lower
         if b"pilotwire" in lower or everything:
@@ -407,7 +410,7 @@ def _decision(answer: Answer) -> Decision:
     if b"\0" in answer.prefix:
         return Decision("unusable_advice")
     if len(answer.settings) > _SETTINGS_LIMIT or not all(
-        _SETTING.match(name) and _VALUE.match(value) for name, value in answer.settings
+        _SETTING.match(name + b"=" + value) for name, value in answer.settings
     ):
         return Decision("unusable_advice")
     return Decision(answer.reason or "no_advice", answer.prefix, answer.settings, answer.model)

@@ -190,7 +190,7 @@ def may_join(text: bytes) -> bool:
     start = lower.find(b"from")
     if start < 0:
         return False
-    if b"join" not in lower and b"," not in lower[start:] and b"from" not in lower[start + 4 :]:
+    if lower.find(b"join") < 0 and lower.find(b",", start) < 0 and lower.find(b"from", start + 4) < 0:
         return False
     begin = lower.lstrip(b" \t\r\n\f\v(;")[:4]
     return begin in _STEERED or begin[:2] in (b"/*", b"--")

@@ -227,6 +227,7 @@ class Conversation:
                     edited = self._client_message(kind, data, pos, end if end <= size else size)
                 if edited is not None:
                     if edited is SUSPENDED:
+                        self.suspended = True
                         break
                     if pieces is None:
                         pieces = []

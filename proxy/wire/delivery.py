@@ -143,7 +143,7 @@ class SteeredConversation(Conversation):
 
     def _steer_query(self, data: bytes, pos: int, end: int, decision: Decision) -> bytes | None:
         text = data[pos + 5 : end - 1]
-        certain = not self.owed  # the state of the transaction is known
+        certain = self._certain()
         alone = certain and self._quiet and self.status == IDLE
         settings = decision.settings
         if settings and not (
@@ -174,6 +174,10 @@ class SteeredConversation(Conversation):
     def _prevented(self, reason: str) -> None:
         self.steering.prevented(reason)
         self.left_alone += 1
+
+    def _certain(self) -> bool:
+        """Whether the state of the transaction is known: nothing of the client's is under way."""
+        return all(entry & OWN for entry in self.owed)
 
     def _owe_steered(self, entry: int, run: Run) -> None:
         self.owed.append(entry | STEERED)
@@ -251,11 +255,17 @@ class SteeredConversation(Conversation):
 
     def _text_of(self, name: bytes) -> Known | None:
         """What this name stands for on the server when a Bind that comes now gets there."""
-        if self._pending and SYNC not in self.owed:
-            # Prepared in this very batch: if that fails, the Bind will not be looked at either.
-            for prepared in reversed(self._pending):
-                if prepared.name == name and prepared.known is not None:
-                    return prepared.known
+        # What was prepared in this very batch: if that fails, the Bind will not be looked at either.
+        later = 0
+        if self._pending:
+            for entry in reversed(self.owed):
+                if entry & KIND == SYNC:
+                    break
+                if entry & _KEPT:
+                    later += 1
+                    prepared = self._pending[-later]
+                    if prepared.name == name and prepared.known is not None:
+                        return prepared.known
         return self._texts.get(name)
 
     # ------------------------------------------------------------------ Bind and Execute
@@ -275,7 +285,7 @@ class SteeredConversation(Conversation):
             return SUSPENDED
         if decision is not LEAVE_ALONE and known is not None:
             return self._steer_bind(data, pos, end, portal_end, known, name, decision)
-        before = self._before_bind(data, pos, portal_end)
+        before = self._before_bind(data, pos, portal_end, known)
         self._owe(BIND)
         return before + data[pos:end] if before else None
 
@@ -293,14 +303,17 @@ class SteeredConversation(Conversation):
             self.left_alone += 1
         return decision
 
-    def _before_bind(self, data: bytes, pos: int, portal_end: int) -> bytes:
-        """What must be sent before a Bind that is left alone."""
+    def _before_bind(self, data: bytes, pos: int, portal_end: int, known: Known | None) -> bytes:
+        """What must be sent before a Bind that is left alone.
+
+        Only statements that could be steered mind a hint that is left over, and only they may be preceded by a Parse of
+        ours: it fails in a failed transaction, and in front of a ROLLBACK the client must get there.
+        """
         self._quiet = False
         if self._portals and portal_end >= 0:
             self._portals.pop(data[pos + 5 : portal_end], None)
-        if (self._hinted or self._runs) and not (self._skipping or self._copy_in or self.status == FAILED):
-            return self._tidy()
-        return b""
+        possible = known is not None and not (self._skipping or self._copy_in or self.status == FAILED)
+        return self._tidy() if possible and (self._hinted or self._runs) else b""
 
     def _steer_bind(
         self, data: bytes, pos: int, end: int, portal_end: int, known: Known, name: bytes, decision: Decision
@@ -310,7 +323,7 @@ class SteeredConversation(Conversation):
         planned = advice.is_planned_at_bind(known.text)
         if settings and not planned and not alone:
             self._prevented("settings_not_possible_here")
-            return self._bind_as_it_is(data, pos, end, portal_end, name)
+            return self._bind_as_it_is(data, pos, end, portal_end, known, name)
         run = Run(decision, known.text, name, alone)
         pieces = [self._close_ours() if self._hinted or self._runs else b"", self._vouch(name)]
         if settings:
@@ -332,8 +345,10 @@ class SteeredConversation(Conversation):
         self._deliver(run, pos)
         return b"".join(pieces)
 
-    def _bind_as_it_is(self, data: bytes, pos: int, end: int, portal_end: int, name: bytes) -> bytes | None:
-        before = self._before_bind(data, pos, portal_end)
+    def _bind_as_it_is(
+        self, data: bytes, pos: int, end: int, portal_end: int, known: Known | None, name: bytes
+    ) -> bytes | None:
+        before = self._before_bind(data, pos, portal_end, known)
         self._owe(BIND)
         return before + data[pos:end] if before else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, NamedTuple
 
-from proxy.steering import LEAVE_ALONE, UNDECIDED, Steering
+from proxy.steering import LEAVE_ALONE, UNDECIDED, Known, Steering
 from proxy.wire.advice import describe_message
 from proxy.wire.conversation import ALWAYS_WATCHED, KIND, OWN, STEERED, SUSPENDED, table_of
 from proxy.wire.delivery import TIDYING, Run
@@ -246,10 +246,12 @@ class PooledConversation(SessionState):
         if name_end < 0:
             self._owe(BIND)
             return None
-        return self._bind_as_it_is(data, pos, end, portal_end, name)
+        return self._bind_as_it_is(data, pos, end, portal_end, known, name)
 
-    def _bind_as_it_is(self, data: bytes, pos: int, end: int, portal_end: int, name: bytes) -> bytes | None:
-        before = self._before_bind(data, pos, portal_end)
+    def _bind_as_it_is(
+        self, data: bytes, pos: int, end: int, portal_end: int, known: Known | None, name: bytes
+    ) -> bytes | None:
+        before = self._before_bind(data, pos, portal_end, known)
         statement = self._statement_of(name)
         if statement is None:
             edited = None if name else self._without_unnamed(data[pos:end])

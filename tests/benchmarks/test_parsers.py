@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.debian_packages import from_one_line_style, later_suite
+from benchmarks.debian_packages import later_suite
 from benchmarks.pgbench import Outcome, parse
 from benchmarks.pgbouncer import PgBouncerProgram, version_of
 from benchmarks.processes import BenchmarkError
 from benchmarks.ratios import Cell
 from benchmarks.speed import GRID, parse_cells
+from pilotwire.debian_archive import one_line_entries, stanza_entries
 
 REPORT = """pgbench (18.6)
 transaction type: <builtin: select only>
@@ -70,22 +71,13 @@ def test_no_pgbouncer() -> None:
 
 
 def test_a_later_suite_keeps_archive_and_key() -> None:
-    assert later_suite(DEB822, "later") == (
-        "Types: deb\nURIs: http://archive.example/debian\nSuites: later\nComponents: main\n"
-        "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg"
-    )
-
-
-def test_one_line_style() -> None:
-    text = (
-        "# comment\n"
-        "deb [arch=amd64 signed-by=/k.gpg] http://archive.example/debian bookworm main contrib\n"
-        "deb-src http://archive.example/debian bookworm main\n"
-    )
-    assert later_suite(from_one_line_style(text), "later") == (
-        "Types: deb\nURIs: http://archive.example/debian\nSuites: later\nComponents: main\nSigned-By: /k.gpg"
-    )
-    assert later_suite(from_one_line_style("deb http://archive.example/x y other\n"), "later") == ""
+    key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    wanted = [f"deb [signed-by={key}] http://archive.example/debian later main"]
+    assert later_suite(stanza_entries(DEB822), "later") == wanted
+    text = f"deb [signed-by={key}] http://archive.example/debian bookworm main contrib\n"
+    assert later_suite(one_line_entries(text), "later") == wanted
+    assert later_suite(one_line_entries("deb http://archive.example/debian-x y other\n"), "later") == []
+    assert later_suite(one_line_entries("deb http://archive.example/x y main\n"), "later") == []
 
 
 def test_cells() -> None:

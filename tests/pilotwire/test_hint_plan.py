@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pilotwire import hint_plan
+from pilotwire.debian_archive import one_line_entries, stanza_entries
 from pilotwire.hint_plan import LIBRARY, ensure_hint_plan
 from pilotwire.postgres_files import Installation
 from tests.support.postgres import Postgres
@@ -56,11 +57,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
 
 def test_the_archive_is_taken_from_the_machines_own_sources() -> None:
     wanted = ["deb [signed-by=/usr/share/keyrings/archive.gpg] http://mirror.example/debian forky main"]
-    assert hint_plan._from_stanzas(STANZAS, "bookworm") == wanted
+    assert hint_plan._later(stanza_entries(STANZAS), "bookworm") == wanted
     wanted = ["deb [signed-by=/k.gpg arch=amd64] http://mirror.example/debian forky main"]
-    assert hint_plan._from_lines(LINES, "bookworm") == wanted
-    assert hint_plan._from_stanzas(STANZAS, "noble") == []
-    assert hint_plan._from_lines(LINES, "noble") == []
+    assert hint_plan._later(one_line_entries(LINES), "bookworm") == wanted
+    assert hint_plan._later(stanza_entries(STANZAS), "noble") == []
+    assert hint_plan._later(one_line_entries(LINES), "noble") == []
 
 
 def test_without_apt_it_says_so_in_one_line(

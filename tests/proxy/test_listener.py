@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from proxy.wire.messages import AUTHENTICATION_OK, error_fields
+from tests.conftest import StartProxy
 from tests.proxy.door import READY, Cancelled, Door, ask, read_all
 from tests.proxy.wire.startup_packets import GSS_REQUEST, ODD_PACKETS, SSL_REQUEST, USER, packet, padded
 from tests.support.postgres import Postgres
@@ -223,6 +224,16 @@ def test_half_open_connections_end_silently_after_login_timeout(open_door: OpenD
         assert answers == [b"", b"", b"", b"S", b""]
         wait_until(lambda: len(door.lobby) == 0, what="the lobby is empty")
         assert door.counters.login_timeouts == len(beginnings)
+
+
+def test_what_was_done_to_silent_connections_is_in_the_metrics(proxy: StartProxy) -> None:
+    target = proxy(login_timeout=0.3)
+    assert target.metrics()["pilotwire_login_timeouts_total"] == 0
+    with socket.create_connection((target.host, target.port), SHUT) as silent:
+        assert read_all(silent) == b""
+    seen = target.metrics()
+    assert seen["pilotwire_login_timeouts_total"] == 1
+    assert seen["pilotwire_half_open_evicted_total"] == seen["pilotwire_accept_pauses_total"] == 0
 
 
 def test_half_open_tls_handshakes_end_too(open_door: OpenDoor, tls_files: TlsFiles) -> None:

@@ -1,4 +1,4 @@
-"""What pg_hint_plan does with comments that are not written as `planner.dialects.hint_plan` writes them, and with those."""
+"""What pg_hint_plan does with comments, those that `planner.dialects.hint_plan` writes and others."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.admin.app import create_app
 from proxy.admin.server import AdminServer
-from proxy.admin.source import Status
+from proxy.admin.source import ModelStatus, PlannerStatus, PlannerUnavailableError, Status
 from proxy.metrics import SUPERVISOR_METRICS, WORKER_METRICS, Counters
 
 
@@ -30,15 +30,22 @@ class Instance:
         self.responding = 2
         self.draining = False
         self.reachable = True
+        self.planner: PlannerStatus | None = None
 
     def status(self) -> Status:
-        return Status(2, 2, self.ready, self.responding, 3, self.draining, 1.5, self.totals, {"supervisor": 1024})
+        memory = {"supervisor": 1024}
+        return Status(2, 2, self.ready, self.responding, 3, self.draining, 1.5, self.totals, memory, self.planner)
 
     async def fresh_status(self) -> Status:
         return self.status()
 
     async def upstream_reachable(self) -> bool:
         return self.reachable
+
+    async def reload_models(self) -> tuple[ModelStatus, ...]:
+        if self.planner is None:
+            raise PlannerUnavailableError("steering is off")
+        return self.planner.models
 
 
 def client(instance: Instance, token: str = "") -> httpx.AsyncClient:
@@ -112,6 +119,30 @@ async def test_with_a_token_only_the_probes_are_open() -> None:
         assert (await http.get("/metrics")).status_code == 401
         assert (await http.get("/metrics", headers={"Authorization": "Bearer wrong"})).status_code == 401
         assert (await http.get("/metrics", headers={"Authorization": "Bearer s3cret"})).status_code == 200
+
+
+async def test_models_and_the_planner_process() -> None:
+    instance = Instance()
+    async with client(instance, "s3cret") as http:
+        assert (await http.post("/api/models/reload")).status_code == 401
+        http.headers["Authorization"] = "Bearer s3cret"
+        for answer in (await http.get("/api/models"), await http.post("/api/models/reload")):
+            assert (answer.status_code, answer.json()) == (503, {"error": "steering is off"})
+        model = ModelStatus("m.onnx", "cardinality", "sales", "1.0.0", "active")
+        instance.planner = PlannerStatus(True, 2048, 3, 7.5, 1, (model,))
+        instance.totals |= {"planner_decisions{no_join}": 4, "planner_decision{0.001}": 2, "planner_decision_sum": 0.5}
+        for answer in (await http.get("/api/models"), await http.post("/api/models/reload")):
+            assert answer.json()["models"][0]["name"] == "sales"
+        text = (await http.get("/metrics")).text
+    for line in (
+        'pilotwire_planner_decisions_total{reason="no_join"} 4.0',
+        'pilotwire_planner_decision_seconds_bucket{le="0.0025"} 2.0',
+        "pilotwire_planner_decision_seconds_sum 0.5",
+        "pilotwire_planner_catalog_age_seconds 7.5",
+        'pilotwire_model_info{model="sales-1.0.0"} 1.0',
+        'pilotwire_process_resident_memory_bytes{process="planner"} 2048.0',
+    ):
+        assert line in text
 
 
 async def test_the_server_leaves_the_socket_open_and_logging_alone() -> None:

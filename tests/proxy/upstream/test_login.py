@@ -18,10 +18,7 @@ from proxy.auth.exchange import ScramExchange, md5_of
 from proxy.login import Credential, NoCredential, PasswordCredential, ScramKeysCredential
 from proxy.upstream.login import MAX_GREETING_BYTES, UpstreamLogin
 from proxy.wire.messages import AUTHENTICATION_OK, TERMINATE, error_fields, message, startup_message
-from tests.proxy.auth.fixtures import auth_server, certificates, tls_server
 from tests.proxy.auth.servers import PASSWORD, AuthServer, Certificates, TlsServer
-
-__all__ = ["auth_server", "certificates", "tls_server"]
 
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 READY = b"Z\0\0\0\x05I"

@@ -1,4 +1,7 @@
-"""Fixtures of the login tests, used by tests/proxy/auth and tests/proxy/upstream."""
+"""Fixtures of all tests that log in: servers with users of every kind.
+
+They are defined here and nowhere imported: a fixture that several modules import is set up once for each of them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,17 @@ import asyncpg
 import pytest
 
 from tests.proxy.auth.servers import FEW_ROUNDS, ROLES, AuthServer, Certificates, TlsServer, system_postgres
+
+SERVERS = ("auth_server", "tls_server")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of a server run in one worker of a parallel run, so that it is started once."""
+    for item in items:
+        for server in SERVERS:
+            if server in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(server))
 
 
 @pytest.fixture(scope="session")

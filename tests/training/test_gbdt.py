@@ -1,0 +1,142 @@
+"""Training on made-up sub-plans whose truth is known."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.dataset import Dataset
+from training.errors import TrainingError
+from training.gbdt import Settings, Stopped, Trained, folds, q_errors, train
+
+QUICK = Settings(members=4, rounds=60)
+
+
+def dataset(rows: int = 900, *, noise: float = 0.1, learnable: bool = True, templates: int = 12) -> Dataset:
+    """The ratio is a function of two of five features, or nothing but noise."""
+    random = np.random.default_rng(3)
+    features = random.normal(size=(rows, 5)).astype(np.float32)
+    truth = 2.0 * features[:, 0] + np.where(features[:, 1] > 0, 3.0, 0.0) if learnable else np.zeros(rows)
+    native = np.exp(random.uniform(3, 12, rows))
+    query = np.sort(random.integers(0, rows // 6, rows))
+    return Dataset(
+        features=features,
+        native=native,
+        actual=native * np.exp(truth + noise * random.normal(size=rows)),
+        query=query,
+        template=query % templates,
+        queries=len(np.unique(query)),
+        empty=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    return train(dataset(), QUICK, seed=1)
+
+
+def test_it_learns_and_says_how_well_on_what_it_has_not_seen(trained: Trained) -> None:
+    for split in (trained.splits["templates"], trained.splits["random"]):
+        assert (split.queries, split.sub_plans) == (dataset().queries, 900)
+        assert split.native == q_errors(dataset().target)
+        assert split.native[1] > 20
+        assert split.model[0] < 1.5
+        assert split.model[1] < 3
+    assert trained.scale == 1
+    assert trained.log_std is None
+    assert q_errors(dataset().target, trained.predict(dataset().features))[1] < 3
+
+
+def test_what_it_has_seen_goes_into_the_bounds(trained: Trained) -> None:
+    data = dataset()
+    assert np.array(trained.ranges)[:, 0] == pytest.approx(data.features.min(axis=0))
+    assert np.array(trained.ranges)[:, 1] == pytest.approx(data.features.max(axis=0))
+    assert trained.clip[0] < data.target.min() < data.target.max() < trained.clip[1]
+    assert trained.outside_ranges >= 0
+    assert all(member.num_trees() == trained.rounds for member in trained.members)
+
+
+def test_the_same_seed_gives_the_same_trees(trained: Trained) -> None:
+    again = train(dataset(), QUICK, seed=1)
+    other = train(dataset(), QUICK, seed=2)
+    texts = [[member.model_to_string() for member in model.members] for model in (trained, again, other)]
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+def test_where_nothing_can_be_learned_nothing_is_corrected() -> None:
+    trained = train(dataset(learnable=False, noise=1.0), QUICK, seed=1)
+    split = trained.splits["templates"]
+    assert all(model <= 1.05 * native for native, model in zip(split.native[:2], split.model[:2], strict=True))
+    assert np.abs(trained.predict(dataset().features)).mean() < 0.3
+
+
+def test_rows_whose_error_is_expected_to_be_large_are_given_up() -> None:
+    """One template in four has ratios that go against what all others teach, and a feature that tells."""
+    data = dataset(1600, templates=16)
+    odd = np.random.default_rng(5).random(1600) < 0.25
+    features = data.features.copy()
+    features[:, 4] = odd
+    ratio = np.where(
+        odd, np.random.default_rng(6).choice([-0.3, 0.3], 1600) + 6 * (data.template % 4 == 0), data.target
+    )
+    mixed = Dataset(
+        features, data.native, data.native * np.exp(ratio), data.query, data.template, data.queries, data.empty
+    )
+    trained = train(mixed, QUICK, seed=1)
+    expected = trained.deviation.predict(features)
+    assert expected[odd].mean() > expected[~odd].mean()
+
+
+@pytest.mark.parametrize(("rows", "templates"), [(40, 1), (60, 2), (200, 1)])
+def test_little_data_is_enough_to_go_on(rows: int, templates: int) -> None:
+    data = dataset(rows, templates=templates)
+    trained = train(data, QUICK, seed=1)
+    assert len(trained.members) >= 2
+    assert np.isfinite(trained.predict(data.features)).all()
+
+
+def test_one_query_alone() -> None:
+    data = dataset(60)
+    same = np.zeros(60, np.int64)
+    trained = train(Dataset(data.features, data.native, data.actual, same, same, 1, 0), QUICK, seed=1)
+    assert len(trained.members) == 4
+
+
+def test_too_little_data() -> None:
+    with pytest.raises(TrainingError, match="only 39 joins with rows were counted, at least 40 are needed"):
+        train(dataset(39), QUICK, seed=1)
+
+
+def test_it_stops_when_asked_to() -> None:
+    stop = threading.Event()
+    done: list[tuple[int, int]] = []
+
+    def progress(*numbers: int) -> None:
+        done.append((numbers[0], numbers[1]))
+        if numbers[0]:
+            stop.set()
+
+    with pytest.raises(Stopped):
+        train(dataset(), QUICK, seed=1, stop=stop, progress=progress)
+    assert 2 <= len(done) < 4 * 3
+
+
+def test_progress_reaches_its_end() -> None:
+    done: list[tuple[int, int]] = []
+    train(dataset(200), QUICK, seed=1, progress=lambda *numbers: done.append((numbers[0], numbers[1])))
+    assert sorted(done) == [(number, 13) for number in range(14)]
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=200), st.integers(1, 8), st.integers(0, 5))
+def test_folds_keep_groups_together(groups: list[int], count: int, seed: int) -> None:
+    fold = folds(np.array(groups), count, seed)
+    place: dict[int, Any] = {}
+    for group, number in zip(groups, fold.tolist(), strict=True):
+        assert place.setdefault(group, number) == number
+    assert set(fold.tolist()) == set(range(min(count, len(place))))
