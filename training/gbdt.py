@@ -10,17 +10,16 @@ corrections were better than the native estimates on templates the member had no
 outside of the ranges it was trained on, and for rows whose error a further small ensemble (``log_std``) expects to be
 that large. And where full corrections are worse than none, all are shrunk.
 
-Everything is deterministic for one seed and one version of LightGBM. Each ensemble is grown by one thread and several
-are grown at once: LightGBM's own threads wait busily for each other, which on a busy machine takes ten times as long.
+Everything is deterministic for one seed and one version of LightGBM. One thread does all of it: LightGBM keeps the
+number of threads in one place for the whole process, and two trainings at once with different numbers crash; its own
+threads wait busily for each other, which on a busy machine takes ten times as long as one alone.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -53,7 +52,6 @@ class Settings:
     features: float = 0.3
     rows: float = 0.8
     deviation_rounds: int = 60
-    threads: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,14 @@ class Trained:
 
     def predict(self, features: Array) -> Array:
         """log(actual / native) [n] of features [n, F], not clipped; what the exported graph answers."""
-        return np.asarray(np.mean([member.predict(features) for member in self.members], axis=0) * self.scale)
+        return np.asarray(np.mean([_answer(member, features) for member in self.members], axis=0) * self.scale)
+
+
+_ONE_AT_A_TIME: Final = threading.Lock()
+
+
+def _answer(booster: Any, features: Array) -> Array:
+    return np.asarray(booster.predict(features, num_threads=1))
 
 
 class Stopped(Exception):
@@ -134,7 +139,8 @@ def train(
     by_template = folds(groups, settings.members, seed)
     by_query = folds(data.query if data.queries > 1 else groups, settings.members, seed + 1)
     total = 2 * _count(by_template) + _count(by_query) + 1
-    with _Trainer(data.features, data.target, settings, seed, stop or threading.Event(), progress, total) as trainer:
+    with _ONE_AT_A_TIME:
+        trainer = _Trainer(data.features, data.target, settings, seed, stop or threading.Event(), progress, total)
         members, unseen, rounds = trainer.cross(by_template)
         _, random, _ = trainer.cross(by_query)
         native = np.abs(data.target)
@@ -196,7 +202,7 @@ def _outside(features: Array, fold: Array) -> Array:
 
 
 class _Trainer:
-    """One training run: its data, settings, threads, and count of what is done."""
+    """One training run: its data, settings, and count of what is done."""
 
     def __init__(
         self,
@@ -221,41 +227,30 @@ class _Trainer:
         self._progress = progress
         self._total = total
         self._done = 0
-        self._threads = ThreadPoolExecutor(settings.threads, "trees")
         if progress is not None:
             progress(0, total)
-
-    def __enter__(self) -> _Trainer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._threads.shutdown(cancel_futures=True)
 
     def cross(self, fold: Array) -> tuple[list[Any], Array, int]:
         """One booster per fold, trained without it, what they predict for it [n], and how many trees each has: as many
         as give the least mean error over all folds."""
         rounds = self._settings.rounds
         parts = [fold == number for number in np.unique(fold)]
-        waiting = [self._threads.submit(self._grow, ~out, self._target, rounds, out) for out in parts]
-        grown = [task.result() for task in waiting]
+        grown = [self._grow(~out, self._target, rounds, out) for out in parts]
         error = sum(curve * out.sum() for (_, curve), out in zip(grown, parts, strict=True))
         best = int(np.argmin(error)) + 1
         members = [self._cut(booster, best) for booster, _ in grown]
         unseen = np.zeros(len(fold))
         for member, out in zip(members, parts, strict=True):
-            unseen[out] = member.predict(self._features[out])
+            unseen[out] = _answer(member, self._features[out])
         return members, unseen, best
 
     def deviations(self, error: Array, fold: Array) -> tuple[Any, Array]:
         """A booster that expects absolute errors, and what boosters without a fold expect of it [n]."""
         rounds = self._settings.deviation_rounds
-        parts = [fold == number for number in np.unique(fold)]
-        waiting = [self._threads.submit(self._grow, ~out, error, rounds) for out in parts]
-        whole = self._threads.submit(self._grow, np.ones(len(fold), bool), error, rounds)
         expected = np.zeros(len(fold))
-        for task, out in zip(waiting, parts, strict=True):
-            expected[out] = task.result()[0].predict(self._features[out])
-        return self._cut(whole.result()[0], rounds), expected
+        for out in (fold == number for number in np.unique(fold)):
+            expected[out] = _answer(self._grow(~out, error, rounds)[0], self._features[out])
+        return self._cut(self._grow(np.ones(len(fold), bool), error, rounds)[0], rounds), expected
 
     def _grow(self, rows: Array, target: Array, rounds: int, unseen: Array | None = None) -> tuple[Any, Array]:
         """A booster, and its mean error on the unseen rows after each round."""
@@ -277,7 +272,7 @@ class _Trainer:
             "force_row_wise": True,
             "verbosity": -1,
         }
-        data = self._lightgbm.Dataset(self._features[rows], target[rows], params={"verbosity": -1})
+        data = self._lightgbm.Dataset(self._features[rows], target[rows], params=parameters)
         curve: dict[str, dict[str, list[float]]] = {}
         sets, callbacks = [], [self._look]
         if unseen is not None:

@@ -299,6 +299,7 @@ _GONE: Final = (
     OSError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the connection broke between two messages of one statement
     asyncpg.OperatorInterventionError,
 )
 

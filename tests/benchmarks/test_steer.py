@@ -21,17 +21,16 @@ from pilotwire.demo.measure import Series
 
 BLIND = ("planner", "proxy", "model_runtime", "training")
 GENERAL = frozenset({
-    # Words that a program about SQL, users, models and prices of plans cannot do without.
-    "age", "amount", "brand", "channel", "class", "code", "comments", "cost", "count", "date", "id", "kind", "location",
-    "method", "name", "orders", "posts", "price", "products", "quantity", "reason", "returns", "score", "status",
-    "tags", "text", "tier", "title", "total", "type", "users", "views", "region", "stores", "rating", "customers",
-    "country", "city", "discount", "votes", "shipments", "payments", "categories", "promotions", "department",
+    "age", "amount", "channel", "class", "code", "comments", "cost", "count", "date", "id", "kind", "method", "name",
+    "orders", "products", "reason", "region", "returns", "status", "stores", "tags", "title", "total", "users", "views",
+    "votes",
 })  # fmt: skip
-"""Names of tables and columns that are ordinary words too. They may be used as words; a literal that consists of
-nothing else may not be one of them, except of `LITERALS`."""
-LITERALS = frozenset(
-    {"id", "name", "date", "type", "count", "status", "kind", "code", "text", "class", "reason", "method", "users"}
-)
+"""Names of tables and columns that are ordinary words too: what a function returns, join orders, comments, views ...
+They may be used as words; a string literal that consists of nothing else may not be one of them, except of `LITERALS`."""
+LITERALS = frozenset({
+    "count", "date", "id", "kind", "name", "reason", "status",
+    "votes",  # what the trees of an ensemble say, as ONNX knows it
+})  # fmt: skip
 """Of the general words, those that are also keys of messages, settings, catalogs and types."""
 TRAVEL_COLUMNS = frozenset(
     [
@@ -119,8 +118,8 @@ def test_the_product_knows_no_name_of_either_data_set() -> None:
 def test_a_leak_would_be_seen() -> None:
     names = demo_names() | TRAVEL_COLUMNS
     assert leaks("x", "def f():\n    return 'posts of owneruserid'", names) == ["x: owneruserid"]
-    assert leaks("x", "SPECIAL = 'tier'", names) == ["x: 'tier'"]
-    assert leaks("x", '"""A tier of caches returns."""\n# the score\nfirst = "name"', names) == []
+    assert leaks("x", "SPECIAL = 'orders'", names) == ["x: 'orders'"]
+    assert leaks("x", '"""What it returns."""\n# join orders\nfirst = "name"', names) == []
 
 
 def test_the_lists_are_those_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +161,8 @@ def test_q_errors_leave_empty_joins_out() -> None:
     assert q_error(0.001, 1) == 1
     plans = [SubPlan("q", ("a", "b"), 10.0, 90.0, 100.0), SubPlan("q", ("a", "c"), 10.0, 5.0, 0.0)]
     found = q_errors(plans)
-    assert found["p50"] == found["max"] == (10.0, pytest.approx(100 / 90))
+    assert found["p50"] == found["max"]
+    assert found["p50"] == pytest.approx((10.0, 100 / 90))
     assert q_errors(plans[1:]) == {}
 
 
@@ -182,7 +182,7 @@ def test_promises_and_json() -> None:
         found.queries.append(Measured(f"q{number}", "SELECT 1", "" if number else "no_change", series, True))
     results = Results({"rounds": 1}, sets=[found])
     by_name = {verdict.name: verdict for verdict in results.verdicts()}
-    assert by_name["travel_se: without the two largest"].value == pytest.approx(100 / 150)
+    assert by_name["travel_se: total without the two largest"].value == pytest.approx(100 / 150)
     assert not by_name["travel_se: more than twice slower"].passed
     assert by_name["travel_se: geometric mean"].value == pytest.approx((2 * 60 / 130 * 1.6 * 2) ** 0.25)
     assert dict(found.reasons()) == {"no_change": 1, "advised": 3}

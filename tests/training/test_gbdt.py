@@ -14,7 +14,7 @@ from training.dataset import Dataset
 from training.errors import TrainingError
 from training.gbdt import Settings, Stopped, Trained, folds, q_errors, train
 
-QUICK = Settings(members=4, rounds=60)
+QUICK = Settings(members=4, rounds=60, features=1.0)
 
 
 def dataset(rows: int = 900, *, noise: float = 0.1, learnable: bool = True, templates: int = 12) -> Dataset:
