@@ -156,9 +156,8 @@ def _show_queries(found: SetResults, console: Console) -> None:
                 factors.append(Text("-", style="dim"))
                 continue
             before, after = one.pair(kind)
-            style = (
-                "green" if before > 1.1 * after else "red" if after > 1.1 * before and after - before > SLACK_MS else ""
-            )
+            slower = after > 1.1 * before and after > SLACK_MS
+            style = "green" if before > 1.1 * after else "red" if slower else ""
             factors.append(Text(f"{before / after:.2f}", style=style))
         times = [f"{one.series[kind].ms:,.1f}" if kind in one.series else "-" for kind in KINDS]
         table.add_row(one.name, *times, *factors, one.reason or ("new plan" if one.changed else "same plan"))

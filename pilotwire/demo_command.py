@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from pilotwire.demo.runner import ROUNDS, Demo, run_demo
+from pilotwire.demo.training_queries import COUNT
 from pilotwire.run_command import DEFAULT_ADMIN_PORT, DEFAULT_PORT, Trial, run_trial
 
 SERVER: Final[dict[str, str | int]] = {
@@ -45,6 +46,9 @@ def demo(
         float, typer.Option("--rows", metavar="SCALE", min=0.005, max=20, help="1 is about two million rows.")
     ] = 1.0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=100, help="Counted runs of each query.")] = ROUNDS,
+    queries: Annotated[
+        int, typer.Option("--queries", min=20, max=5000, help="How many queries the model learns from.")
+    ] = COUNT,
     fresh: Annotated[bool, typer.Option("--fresh", help="Load and train anew.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Run the workload again.")] = False,
 ) -> int:
@@ -63,6 +67,7 @@ def demo(
                 seed=seed,
                 scale=rows,
                 rounds=rounds,
+                queries=queries,
                 fresh=fresh,
                 again=again,
             ),

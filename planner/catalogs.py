@@ -53,18 +53,20 @@ def connector(upstream: Upstream, database: str) -> Callable[[], Awaitable[Any]]
 
 
 class Catalogs:
-    """``changed(database)`` is called when a database's snapshot says something new, ``failed(database, why)`` for each
-    failure to read one. For the event loop only."""
+    """``prepare(snapshot)`` is called in a thread before a snapshot is given out, ``changed(database, differs)``
+    with each new one, ``failed(database, why)`` for each failure to read one. For the event loop only."""
 
     def __init__(
         self,
         upstream: Upstream,
         limits: Limits,
-        changed: Callable[[str], None],
+        prepare: Callable[[Snapshot], None],
+        changed: Callable[[str, bool], None],
         failed: Callable[[str, str], None],
     ) -> None:
         self._upstream = upstream
         self._limits = limits
+        self._prepare = prepare
         self._changed = changed
         self._failed = failed
         self._watchers: OrderedDict[str, CatalogWatcher] = OrderedDict()
@@ -77,7 +79,7 @@ class Catalogs:
 
     def age_seconds(self) -> float:
         """Of the oldest snapshot; -1 when there is none."""
-        taken = [watcher.snapshot.taken_at for watcher in self._watchers.values() if watcher.snapshot is not None]
+        taken = [snapshot.taken_at for snapshot in self._latest.values()]
         return max(time.time() - min(taken), 0.0) if taken else -1.0
 
     def snapshot(self, database: str) -> Snapshot | None:
@@ -86,9 +88,9 @@ class Catalogs:
         if watcher is None:
             if not database or len(database.encode(errors="replace")) > MAX_NAME:
                 return None
-            watcher = self._watch(database)
+            self._watch(database)
         self._watchers.move_to_end(database)
-        return watcher.snapshot
+        return self._latest.get(database)
 
     def configure(self, limits: Limits) -> None:
         """Takes new limits; what they change in a snapshot comes with the next refresh."""
@@ -111,16 +113,15 @@ class Catalogs:
             interval=limits.catalog_refresh_s,
         )
 
-    def _watch(self, database: str) -> CatalogWatcher:
+    def _watch(self, database: str) -> None:
         self._make_room(self._limits.databases - 1)
         watcher = self._watchers[database] = CatalogWatcher(
             connect=connector(self._upstream, database),
             settings=self._settings(),
-            changed=lambda snapshot: self._spawn(self._compare(database, snapshot)),
+            changed=lambda snapshot: self._spawn(self._take(database, snapshot)),
             failed=lambda error: self._failed(database, " ".join(str(error).split()) or type(error).__name__),
         )
         watcher.start()
-        return watcher
 
     def _make_room(self, most: int) -> None:
         while len(self._watchers) > most:
@@ -128,13 +129,16 @@ class Catalogs:
             self._latest.pop(database, None)
             self._spawn(watcher.close())
 
-    async def _compare(self, database: str, snapshot: Snapshot) -> None:
+    async def _take(self, database: str, snapshot: Snapshot) -> None:
         """Most refreshes find nothing new, and then answers need not be forgotten."""
+        await asyncio.to_thread(self._prepare, snapshot)
         before = self._latest.get(database)
-        if database in self._watchers:
-            self._latest[database] = snapshot
-        if before is None or await asyncio.to_thread(_differ, before, snapshot):
-            self._changed(database)
+        differs = before is None or await asyncio.to_thread(_differ, before, snapshot)
+        watcher = self._watchers.get(database)
+        if watcher is None or watcher.snapshot is not snapshot:
+            return  # Nobody asks any more, or a newer one has come meanwhile.
+        self._latest[database] = snapshot
+        self._changed(database, differs)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -2,9 +2,9 @@
 
 ::
 
-    async with await Planner.connect("postgresql://app@db/shop", models="models") as planner:
-        decision = await planner.advise("SELECT ... WHERE o.region = $1", ["north"])
-        rows = await connection.fetch(decision.sql, "north")
+    async with await Planner.connect("postgresql://app@db/app", models="models") as planner:
+        decision = await planner.advise("SELECT ... WHERE a.kind = $1", ["large"])
+        rows = await connection.fetch(decision.sql, "large")
 
 `Planner` keeps one connection for itself, over which it reads the catalog and reads it again on a schedule, and a
 folder of models, which it looks at again every second. A decision is computed from these in memory, in a millisecond or
@@ -27,6 +27,7 @@ from planner.dialects import render
 from planner.graph import Const, QueryGraph
 from planner.snapshot import Snapshot
 from planner.sql import read
+from planner.warming import warm
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Planner:
         if store is not None:
             await asyncio.to_thread(store.reload)
             planner._watching = asyncio.create_task(store.watch())
+            await asyncio.to_thread(warm, planner.snapshot, planner.models)
         watcher.start()
         return planner
 

@@ -33,6 +33,7 @@ import uvloop
 from model_runtime.limits import Limits as ModelLimits
 from model_runtime.store import ModelStore, Outcome
 from planner import control
+from planner.advise import Models
 from planner.blackbox import Recorder
 from planner.catalogs import Catalogs
 from planner.control import Control, Event, Limits, ModelState, Poll, Ready, Refuse, Reload, Reloaded, Report, Start
@@ -41,6 +42,7 @@ from planner.engine import Engine
 from planner.lanes import STALE_SECONDS, Job, Lanes
 from planner.messages import Answer, Ask, Changed, FrameError, Message, Observed, Reader, Refused, encode
 from planner.snapshot import Snapshot
+from planner.warming import warm
 
 TICK_SECONDS: Final = 1.0
 STUCK_SECONDS: Final = 10.0
@@ -73,7 +75,9 @@ class Service:
             bounds = model_limits(start.limits)
             self._store = ModelStore(Path(start.models), bounds, self._on_model_event, self._on_swap)
         self._engine = Engine(self._store, start.limits, self._counters, Recorder(start.blackbox), start.quarantine)
-        self._catalogs = Catalogs(start.upstream, start.limits, self._on_catalog, self._on_catalog_failed)
+        self._catalogs = Catalogs(
+            start.upstream, start.limits, self._prepare, self._on_catalog, self._on_catalog_failed
+        )
         self._lanes = Lanes()
         self._workers: set[_Worker] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -201,12 +205,17 @@ class Service:
 
         self._loop.call_soon_threadsafe(swapped)
 
-    def _on_catalog(self, database: str) -> None:
+    def _prepare(self, snapshot: Snapshot) -> None:
+        if self._store is not None:
+            warm(snapshot, Models(self._store.current("cardinality"), self._store.current("hints")))
+
+    def _on_catalog(self, database: str, differs: bool) -> None:
         self._counters.add("planner_catalog_loads", "ok")
         if database in self._failing:
             self._failing.discard(database)
             self._event("catalog_back", "info", database=database)
-        self._changed()
+        if differs:
+            self._changed()
 
     def _on_catalog_failed(self, database: str, why: str) -> None:
         self._counters.add("planner_catalog_loads", "failed")

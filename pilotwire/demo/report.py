@@ -45,11 +45,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """``faster``, ``slower`` or ``same``; differences within a tenth or `SLACK_MS` are the same."""
+        """``faster``, ``slower`` or ``same``: within a tenth, or too short to tell (`SLACK_MS`)."""
         before, after = self.pair
-        if before > after * 1.1 and before - after > min(SLACK_MS, 0.2 * before):
-            return "faster"
-        return "slower" if after > before * 1.1 and after - before > SLACK_MS else "same"
+        if max(before, after) <= SLACK_MS or 1 / 1.1 <= before / after <= 1.1:
+            return "same"
+        return "faster" if before > after else "slower"
 
 
 @dataclass(slots=True)
@@ -130,7 +130,9 @@ def totals(results: Results) -> list[str]:
             f"{len(rows) - len(steered)} were left alone"
         )
     worst = f"; the worst of them {summary.worst:.2f} times: {_worst(slower)}" if slower else ""
-    lines.append(f"{faster} got faster, {len(slower)} got slower by more than a tenth and {SLACK_MS:g} ms{worst}")
+    lines.append(
+        f"by more than a tenth, of those above {SLACK_MS:g} ms, {faster} got faster and {len(slower)} got slower{worst}"
+    )
     disagreeing = [row.name for row in rows if row.plain.tag and row.steered.tag and row.plain.tag != row.steered.tag]
     if disagreeing:
         lines.append(f"[red]not the same number of rows plain and steered: {', '.join(disagreeing)}[/red]")

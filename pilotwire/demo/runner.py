@@ -27,7 +27,7 @@ from model_runtime import bundle
 from pilotwire.demo import load
 from pilotwire.demo.measure import interleave
 from pilotwire.demo.report import Results, Row, read_results, show
-from pilotwire.demo.training_queries import training_queries
+from pilotwire.demo.training_queries import COUNT, training_queries
 from pilotwire.demo.why import explain_why
 from pilotwire.demo.workload import Statement, workload
 from pilotwire.errors import StartError
@@ -61,6 +61,7 @@ class Demo:
     seed: int = 1
     scale: float = 1.0
     rounds: int = ROUNDS
+    queries: int = COUNT
     fresh: bool = False
     again: bool = False
 
@@ -142,7 +143,7 @@ async def _load(demo: Demo, direct: str, console: Console) -> bool:
 
 
 async def _train(demo: Demo, direct: str, model: Path, console: Console) -> None:
-    queries = read_text(";\n".join(training_queries(demo.seed, scale=demo.scale)))
+    queries = read_text(";\n".join(training_queries(demo.seed, demo.queries, demo.scale)))
     with _progress(console) as told:
 
         def show_step(step: Step) -> None:

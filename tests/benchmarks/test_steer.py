@@ -26,7 +26,7 @@ GENERAL = frozenset({
     "votes",
 })  # fmt: skip
 """Names of tables and columns that are ordinary words too: what a function returns, join orders, comments, views ...
-They may be used as words; a string literal that consists of nothing else may not be one of them, except of `LITERALS`."""
+They may be used as words; a string literal that consists of nothing else may be one of them only if in `LITERALS`."""
 LITERALS = frozenset({
     "count", "date", "id", "kind", "name", "reason", "status",
     "votes",  # what the trees of an ensemble say, as ONNX knows it

@@ -63,7 +63,9 @@ def steps_with(*named: str) -> st.SearchStrategy[list[tuple[bytes | None, int, i
     """What happens, with statements of these names: the client sends a message (None: nothing), the server reads so
     many, so many bytes of its answers arrive, and so many open questions are answered."""
     names = st.sampled_from(named)
-    batched = st.tuples(names, TEXTS).map(
+    # A portal that ends the transaction is that of a statement that does.
+    bound = st.tuples(names, TEXTS).filter(lambda drawn: (drawn[0] == "end") == (drawn[1] == "end"))
+    batched = bound.map(
         lambda drawn: say.parse(drawn[0], f"select {drawn[0]}") + say.bind(drawn[0], drawn[1]) + say.execute(drawn[1])
     )
     copying = say.bind() + say.execute("copyin") + say.SYNC + say.copy_data() + say.COPY_DONE + say.SYNC
@@ -71,7 +73,7 @@ def steps_with(*named: str) -> st.SearchStrategy[list[tuple[bytes | None, int, i
         TEXTS.map(query),
         names.map(lambda name: say.parse(name, f"select {name}")),
         names.map(say.bind),
-        st.tuples(names, TEXTS).map(lambda drawn: say.bind(*drawn)),
+        bound.map(lambda drawn: say.bind(*drawn)),
         TEXTS.map(say.execute),
         st.sampled_from([say.describe("s"), say.describe("x", b"P"), say.close("s"), say.close("x", b"P"), say.FLUSH]),
         st.just(say.SYNC),
