@@ -8,11 +8,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 DIR ?= .pilotwire
 WORKERS ?= 2
 
-.PHONY: run test test-long test-compiled compiled bench conformance lint format install clean
+.PHONY: run test test-long test-compiled compiled bench bench-steer conformance lint format install clean
 .DEFAULT_GOAL := run
 
 run: install
-	@$(BIN)/pilotwire run --dir $(DIR) $(ARGS)
+	@$(BIN)/pilotwire demo --dir $(DIR) $(ARGS)
 
 test: install lint
 	@tests/support/install_tools.sh test
@@ -40,6 +40,9 @@ test-compiled: compiled
 bench: install
 	@tests/support/install_tools.sh bench
 	$(BIN)/python -m benchmarks.wire $(ARGS)
+
+bench-steer: install
+	$(BIN)/python -m benchmarks.steer $(ARGS)
 
 lint: install
 	$(BIN)/ruff check
