@@ -90,7 +90,7 @@ def main(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a promise is not kept.")] = False,
 ) -> None:
     """Measure what steering gains and costs; at full length about an hour."""
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
     chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
     if unknown := [part for part in chosen if part not in PARTS]:
         console.print(f"[red]{unknown[0]!r} is no part: choose from {', '.join(PARTS)}.[/]")

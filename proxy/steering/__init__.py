@@ -13,9 +13,10 @@ from typing import Any, Final, Protocol
 
 class Decision:
     """What to do with one statement. ``prefix`` goes in front of its text, ``settings`` (name, value) are put in place
-    around it; both empty: leave it alone. `LEAVE_ALONE` and `UNDECIDED` are compared by identity."""
+    around it; both empty: leave it alone. `LEAVE_ALONE` and `UNDECIDED` are compared by identity. ``parse`` is the
+    Parse message that was made of it for the prepared statement ``parse_for``."""
 
-    __slots__ = ("model", "prefix", "reason", "settings", "shift")
+    __slots__ = ("model", "parse", "parse_for", "prefix", "reason", "settings", "shift")
 
     def __init__(
         self, reason: str, prefix: bytes = b"", settings: tuple[tuple[bytes, bytes], ...] = (), model: str = ""
@@ -24,6 +25,8 @@ class Decision:
         self.prefix = prefix
         self.settings = settings
         self.model = model
+        self.parse = b""
+        self.parse_for: Known | None = None
         self.shift = len(prefix.decode("utf-8", "replace"))  # how far it moves positions, in characters
 
     def __repr__(self) -> str:

@@ -227,5 +227,8 @@ class DecisionCache:
 
 def _size(key: Key, decision: Decision) -> int:
     _, text, types, bind = key
-    size = _OVERHEAD + len(text) + len(types) + len(decision.prefix) + 100 * len(decision.settings)
-    return size + len(bind) if bind is not None else size
+    advice = len(decision.prefix) + 100 * len(decision.settings)
+    if bind is None:
+        return _OVERHEAD + len(text) + len(types) + advice
+    # Its Parse message, with the text once more, is kept with it.
+    return _OVERHEAD + 2 * (len(text) + len(types)) + 2 * advice + len(bind)

@@ -13,6 +13,7 @@ microseconds for the template key of a new text.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import struct
 from collections.abc import Callable
@@ -38,6 +39,8 @@ MIN_WAIT_MS: Final = 0.3
 """No answer comes faster, so that a shorter wait would be for nothing."""
 SHARE: Final = 0.1
 """Of the time that a statement takes, how much may be spent on waiting for advice."""
+SAME_SECONDS: Final = 1.0
+"""A question that is open for longer is asked once more."""
 OBSERVED_EVERY: Final = 64
 """Of statements that are cheap only so many-th is told to the planner."""
 _NO_TYPES: Final = b"\0\0"
@@ -113,10 +116,10 @@ class Steerer:
     # ------------------------------------------------------------------ asking
 
     def ask(self, session: SessionSteering, asking: Asking) -> Question | None:
-        """The question about this statement, sent now or open already; None when it cannot be asked."""
+        """The question about this statement, sent now or a moment ago; None when it cannot be asked."""
         key = asking.key
         question = self._open.get(key)
-        if question is not None:
+        if question is not None and asyncio.get_running_loop().time() - question.asked < SAME_SECONDS:
             return question
         known = asking.known
         template: Template = known.template

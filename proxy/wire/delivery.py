@@ -46,6 +46,8 @@ _KEPT: Final = 0x4000
 _ABORTED: Final = b"25P02"
 _FATAL: Final = (b"\0VFATAL\0", b"\0VPANIC\0")
 
+_CLOSE_STATEMENT: Final = advice.close_message(b"S", advice.STATEMENT)
+
 _unpack = HEADER.unpack_from
 
 
@@ -320,20 +322,24 @@ class SteeredConversation(Conversation):
     ) -> bytes | None:
         alone = self._quiet and self.status == IDLE and SYNC not in self.owed
         settings = decision.settings
-        planned = advice.is_planned_at_bind(known.text)
-        if settings and not planned and not alone:
+        planned = not settings or advice.is_planned_at_bind(known.text)
+        if not planned and not alone:
             self._prevented("settings_not_possible_here")
             return self._bind_as_it_is(data, pos, end, portal_end, known, name)
         run = Run(decision, known.text, name, alone)
-        pieces = [self._close_ours() if self._hinted or self._runs else b"", self._vouch(name)]
+        pieces = [self._close_ours() if self._hinted or self._runs else b""]
+        pieces.append(self._vouch(name))
         if settings:
             pieces.append(self._run_ours(advice.save_and_set(decision), run))
-        pieces.append(advice.parse_message(advice.STATEMENT, decision.prefix + known.text, known.types))
+        if decision.parse_for is not known:
+            decision.parse_for = known
+            decision.parse = advice.parse_message(advice.STATEMENT, decision.prefix + known.text, known.types)
+        pieces.append(decision.parse)
         self._owe_ours(PARSE | STEERED, run)
         name_end = portal_end + 1 + len(name)
         pieces.append(advice.bind_message(data[pos + 5 : portal_end], advice.STATEMENT, data[name_end + 1 : end]))
         self._owe_steered(BIND, run)
-        pieces.append(advice.close_message(b"S", advice.STATEMENT))
+        pieces.append(_CLOSE_STATEMENT)
         self._owe_ours(CLOSE | STEERED, run)
         if settings and planned:
             # Else it is planned when it is executed, and Sync puts back what was set.
@@ -378,7 +384,7 @@ class SteeredConversation(Conversation):
         """An error may have kept ours from being closed."""
         self._owe_ours(CLOSE | STEERED, TIDYING)
         self._owe_ours(CLOSE | STEERED, TIDYING)
-        return advice.close_message(b"S", advice.STATEMENT) + advice.close_message(b"S", advice.HELPER)
+        return _CLOSE_STATEMENT + advice.close_message(b"S", advice.HELPER)
 
     def _tidy(self) -> bytes:
         """Leaves nothing of ours on the backend. pg_hint_plan may keep the hint of the text parsed last until a query

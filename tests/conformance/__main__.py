@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
@@ -18,12 +19,14 @@ from typer import Option
 
 from pilotwire.embedded import EmbeddedError
 from tests.conformance import ledger
-from tests.conformance.runner import SUITES, Plan, compare
+from tests.conformance.runner import SUITES, Comparison, Plan, compare
 from tests.conformance.sources import ConformanceError
 from tests.conformance.stage import Address, Mode
+from tests.conformance.steering import STEERINGS, Steering
 from tests.conformance.verdict import Verdict
 
 MODES: tuple[Mode, ...] = ("session", "transaction")
+USUAL: tuple[Steering, ...] = ("on", "comments", "settings")
 SHOWN_LINES = 40
 
 
@@ -32,6 +35,10 @@ def main(
         list[str] | None, Option(help=f"Only this suite, of {', '.join(SUITES)}; may be repeated.")
     ] = None,
     mode: Annotated[list[str] | None, Option(help="Only this pool mode; may be repeated.")] = None,
+    steering: Annotated[
+        list[str] | None,
+        Option(help=f"How the proxy steers, of {', '.join(STEERINGS)}; may be repeated. Otherwise {', '.join(USUAL)}."),
+    ] = None,
     schedule: Annotated[Path | None, Option(exists=True, help="Another schedule for the regression suite.")] = None,
     test: Annotated[
         list[str] | None, Option(help="Only this regression test after test_setup; may be repeated.")
@@ -42,12 +49,14 @@ def main(
     json_file: Annotated[Path | None, Option("--json", help="Write the verdicts as JSON, too.")] = None,
 ) -> None:
     """Compare PostgreSQL's and pgpool's protocol suites straight at the server and through the proxy."""
-    for given, known, what in ((suite, SUITES, "suite"), (mode, MODES, "pool mode")):
+    ours = ((suite, SUITES, "suite"), (mode, MODES, "pool mode"), (steering, STEERINGS, "way of steering"))
+    for given, known, what in ours:
         if unknown := [it for it in given or () if it not in known]:
             raise typer.BadParameter(f"there is no {what} {unknown[0]!r}, only {', '.join(known)}")
     plan = Plan(
         suites=suite or SUITES,
         modes=[it for it in MODES if it in (mode or MODES)],
+        steerings=[it for it in STEERINGS if it in (steering or (("on",) if target else USUAL))],
         schedule=schedule.absolute() if schedule else None,
         tests=list(dict.fromkeys(["test_setup", *test])) if test else [],
         target=_address(target) if target else None,
@@ -67,20 +76,22 @@ def _run(plan: Plan, json_file: Path | None) -> int:
             def show(what: str, done: int, total: int) -> None:
                 progress.update(task, description=what, completed=done, total=total or None)
 
-            verdicts, place = compare(plan, show)
+            found = compare(plan, show)
     except (ConformanceError, EmbeddedError, AssertionError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped; everything that was started has been stopped.")
         return 130
+    verdicts, place = found.verdicts, found.place
     narrowed = bool(plan.schedule or plan.tests)
     complaints = known.complaints(verdicts, complete=not narrowed)
     _show(console, verdicts, known)
+    _show_delivered(console, found)
     for complaint in complaints:
         console.print(complaint, style="red", markup=False, highlight=False, soft_wrap=True)
     if json_file is not None:
-        json_file.write_text(json.dumps(_report(verdicts, known, complaints), indent=2) + "\n")
+        json_file.write_text(json.dumps(_report(found, known, complaints), indent=2) + "\n")
     if plan.keep:
         console.print(f"Outputs and logs: {place.results}", soft_wrap=True)
     if any(verdict.differences for verdict in verdicts):
@@ -107,10 +118,19 @@ def _show(console: Console, verdicts: Sequence[Verdict], known: ledger.Ledger) -
         console.print("\n".join(lines[:SHOWN_LINES] + more), markup=False, highlight=False, soft_wrap=True)
 
 
-def _report(verdicts: Sequence[Verdict], known: ledger.Ledger, complaints: list[str]) -> dict[str, Any]:
+def _show_delivered(console: Console, found: Comparison) -> None:
+    table = Table("pass", "steered", "refused", "left alone", "why")
+    for name, counted in found.delivered.items():
+        table.add_row(name, *map(str, (counted.steered, counted.refused, counted.left_alone)), counted.reasons or "-")
+    if found.delivered:
+        console.print(table)
+
+
+def _report(found: Comparison, known: ledger.Ledger, complaints: list[str]) -> dict[str, Any]:
     return {
         "passed": not complaints,
         "complaints": complaints,
+        "passes": {name: dataclasses.asdict(counted) for name, counted in found.delivered.items()},
         "parts": [
             {
                 "part": verdict.part,
@@ -122,7 +142,7 @@ def _report(verdicts: Sequence[Verdict], known: ledger.Ledger, complaints: list[
                     for it in verdict.differences
                 ],
             }
-            for verdict in verdicts
+            for verdict in found.verdicts
         ],
     }
 

@@ -1,8 +1,8 @@
-"""The whole run: passes straight at the server, passes through the proxy, verdicts."""
+"""The whole run: passes straight at the server, passes through the proxy for each way of steering, verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +10,12 @@ from pathlib import Path
 
 from pilotwire.embedded import EmbeddedServer
 from tests.conformance import pgproto, pipeline, regress
+from tests.conformance.plans import without_plans
 from tests.conformance.programs import Programs, prepare
 from tests.conformance.regress import Tick
 from tests.conformance.sources import ConformanceError
 from tests.conformance.stage import Address, Mode, Place, Stage
+from tests.conformance.steering import OTHER_PLANS, Delivered, Steering
 from tests.conformance.verdict import Outputs, Verdict, judge
 
 SUITES = ("pgproto", "libpq_pipeline", "regress")
@@ -25,10 +27,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run. `schedule` and `tests` narrow the regression suite; `target` is a proxy that runs already."""
+    """What to run. `schedule` and `tests` narrow the regression suite; `target` is a proxy that runs already, whose
+    steering is its own."""
 
     suites: Sequence[str] = SUITES
     modes: Sequence[Mode] = ("session", "transaction")
+    steerings: Sequence[Steering] = ("on",)
     schedule: Path | None = None
     tests: Sequence[str] = ()
     target: Address | None = None
@@ -40,24 +44,38 @@ class Plan:
         return [it for it in SUITES if it in self.suites and (it != "regress" or mode != "transaction")]
 
 
-def compare(plan: Plan, progress: Progress) -> tuple[list[Verdict], Place]:
-    """Play two direct passes and one for each pool mode; a verdict for each suite and mode."""
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A verdict for each suite, pool mode and way of steering, the last two of which name a pass; by its name what the
+    proxy of that pass counted."""
+
+    verdicts: Sequence[Verdict]
+    delivered: Mapping[str, Delivered]
+    place: Place
+
+
+def compare(plan: Plan, progress: Progress) -> Comparison:
+    """Play two direct passes and one for each pool mode and way of steering."""
     with closing(Place(plan.keep)) as place:
         installation = EmbeddedServer(place.run / "server").installation
         version = EmbeddedServer(place.run / "server").version
         programs = prepare(installation, version, place.cache, lambda step: progress(step, 0, 0))
         player = _Player(plan, place, programs, progress)
-        direct = [player.play("direct", f"direct-{number}") for number in (1, 2)]
+        direct = [player.play("direct", "off", f"direct-{number}") for number in (1, 2)]
         verdicts = []
-        for mode in plan.modes:
-            if not plan.suites_of(mode):
-                continue
-            proxied = player.play(mode, mode)
-            verdicts += [judge(f"{it}/{mode}", direct[0][it], direct[1][it], proxied[it]) for it in proxied]
+        passes = [(mode, steering) for steering in plan.steerings for mode in plan.modes if plan.suites_of(mode)]
+        for mode, steering in passes:
+            name = f"{mode}-{steering}"
+            proxied = player.play(mode, steering, name)
+            for suite in proxied:
+                outputs = [it[suite] for it in (*direct, proxied)]
+                if steering in OTHER_PLANS and suite == "regress":
+                    outputs = [{file: without_plans(text) for file, text in it.items()} for it in outputs]
+                verdicts.append(judge(f"{suite}/{mode}/{steering}", *outputs))
         if not verdicts:
             raise ConformanceError("Nothing to compare: the regression suite runs in session mode only.")
         _write_differences(place, verdicts)
-        return verdicts, place
+        return Comparison(verdicts, player.delivered, place)
 
 
 class _Player:
@@ -68,11 +86,15 @@ class _Player:
         self._progress = progress
         self._stage = Stage(place, plan.target, plan.server_port)
 
-    def play(self, mode: Mode, name: str) -> dict[str, Outputs]:
+    @property
+    def delivered(self) -> Mapping[str, Delivered]:
+        return self._stage.delivered
+
+    def play(self, mode: Mode, steering: Steering, name: str) -> dict[str, Outputs]:
         """The outputs of every suite of this pass, by suite."""
         self._progress(f"{name}: starting", 0, 0)
         outputs: dict[str, Outputs] = {}
-        with self._stage.play(mode, name) as address:
+        with self._stage.play(mode, steering, name) as address:
             for suite in self._plan.suites_of(mode):
                 tick = partial(self._progress, f"{name}: {suite}")
                 outputs[suite] = self._suite(suite, address, tick)

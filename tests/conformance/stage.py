@@ -16,6 +16,7 @@ from typing import Literal
 
 from pilotwire.embedded import SUPERUSER
 from pilotwire.postgres_files import PUBLIC_STATE, Account, open_to_everyone, server_account
+from tests.conformance.steering import Delivered, Steering, delivered, steered, wait_until_steering
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
@@ -26,7 +27,6 @@ CONFIG: dict[str, str | int] = {
     "wal_level": "replica",
     "max_prepared_transactions": 2,
     "log_autovacuum_min_duration": 0,
-    "session_preload_libraries": "",
     "shared_buffers": "128MB",
     "max_wal_senders": 10,
 }
@@ -93,12 +93,15 @@ class Stage:
         self._place = place
         self._target = target
         self._port = server_port or free_port()
+        self.delivered: dict[str, Delivered] = {}
+        """By the name of a pass through a proxy of our own."""
 
     @contextmanager
-    def play(self, mode: Mode, name: str) -> Iterator[Address]:
+    def play(self, mode: Mode, steering: Steering, name: str) -> Iterator[Address]:
         """A fresh server for the pass `name`, and the address to talk to: its own, the proxy's or the target's.
 
-        AssertionError at the end when the proxy's log holds a traceback or the proxy has ended by itself.
+        AssertionError at the end when the proxy's log holds a traceback, the proxy has ended by itself, or it did not
+        steer as it was to.
         """
         server = Postgres(
             self._place.run / "server", config=CONFIG, hba=HBA, port=self._port, initdb_options=("--no-sync",)
@@ -109,20 +112,24 @@ class Stage:
             elif self._target is not None:
                 yield self._target
             else:
-                yield from self._through_proxy(server, mode, name)
+                yield from self._through_proxy(server, mode, steering, name)
         finally:
             if self._place.keep:
                 shutil.copyfile(server.server.log_file, self._place.results / f"{name}.server.log")
             server.close()
 
-    def _through_proxy(self, server: Postgres, mode: Mode, name: str) -> Iterator[Address]:
+    def _through_proxy(self, server: Postgres, mode: Mode, steering: Steering, name: str) -> Iterator[Address]:
         folder = self._place.results / f"{name}.proxy"
-        proxy = Proxy(server, folder, pool_mode=mode)
-        try:
-            yield Address(proxy.host, proxy.port)
-            assert proxy.process.poll() is None, f"the proxy ended during the run:\n{proxy.log_text()[-4000:]}"
-            assert proxy.metrics()["pilotwire_clients_accepted_total"] > 1, "the suites did not go through the proxy"
-        except BaseException:
-            proxy.stop()
-            raise
-        proxy.close()
+        with steered(steering, folder / "models") as settings:
+            proxy = Proxy(server, folder, pool_mode=mode, **settings)
+            try:
+                wait_until_steering(proxy, steering)
+                yield Address(proxy.host, proxy.port)
+                assert proxy.process.poll() is None, f"the proxy ended during the run:\n{proxy.log_text()[-4000:]}"
+                accepted = proxy.metrics()["pilotwire_clients_accepted_total"]
+                assert accepted > 1, "the suites did not go through the proxy"
+                self.delivered[name] = delivered(proxy, steering)
+            except BaseException:
+                proxy.stop()
+                raise
+            proxy.close()

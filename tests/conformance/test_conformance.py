@@ -15,7 +15,7 @@ FEW = ("test_setup", "boolean", "strings", "errors", "prepare", "portals", "plan
 
 
 def _complaints(plan: Plan, complete: bool) -> str:
-    verdicts, _ = compare(plan, lambda *_: None)
+    verdicts = compare(plan, lambda *_: None).verdicts
     assert all(len(verdict.files) > len(verdict.unjudged) for verdict in verdicts), "nothing could be compared"
     differences = "\n".join(it.diff for verdict in verdicts for it in verdict.differences)
     complaints = ledger.load().complaints(verdicts, complete=complete)

@@ -140,7 +140,7 @@ async def test_a_setting_this_server_does_not_know(client: WireClient, planner: 
 async def test_other_statements_that_carry_a_query(client: WireClient, planner: ScriptedPlanner) -> None:
     for advice in ({"prefix": MARK}, {"settings": NO_HASH}):
         planner.reset()
-        planner.steer(**advice)  # type: ignore[arg-type]
+        planner.steer(**advice)
         for begin in ("", "begin"):
             if begin:
                 await client.query("begin")
@@ -234,6 +234,17 @@ async def test_pipelined_queries_wait_in_their_order(client: WireClient, planner
     for _ in range(6):
         answers += [body[6:].decode() for kind, body in await client.until_ready() if kind == b"D"]
     assert [answer for answer in answers if answer != "1"] == [MARK + text for text in texts]
+
+
+async def test_clients_that_ask_the_same_share_the_answer(steered: Proxy, planner: ScriptedPlanner, shop: str) -> None:
+    planner.steer(MARK)
+    planner.delay = 0.2
+    several = [await WireClient.connect(steered, shop) for _ in range(5)]
+    text = seen()
+    assert await asyncio.gather(*(one.value(text) for one in several)) == [MARK + text] * 5
+    assert len(planner.asks) == 1
+    for one in several:
+        one.reset()
 
 
 async def test_a_cancel_reaches_the_statement_that_waits(
