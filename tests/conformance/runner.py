@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pilotwire.embedded import EmbeddedServer
 from tests.conformance import pgproto, pipeline, regress
+from tests.conformance.extended import extended
 from tests.conformance.plans import without_plans
 from tests.conformance.programs import Programs, prepare
 from tests.conformance.regress import Tick
@@ -17,8 +18,9 @@ from tests.conformance.sources import ConformanceError
 from tests.conformance.stage import Address, Mode, Place, Stage
 from tests.conformance.steering import OTHER_PLANS, Delivered, Steering
 from tests.conformance.verdict import Outputs, Verdict, judge
+from tests.support.ports import free_port
 
-SUITES = ("pgproto", "libpq_pipeline", "regress")
+SUITES = ("pgproto", "libpq_pipeline", "regress", "regress_extended")
 """In the order in which a pass plays them; the regression suite leaves the most behind."""
 
 Progress = Callable[[str, int, int], None]
@@ -41,7 +43,7 @@ class Plan:
 
     def suites_of(self, mode: Mode) -> list[str]:
         """The suites that a pass in `mode` plays: the regression suite keeps state in its session."""
-        return [it for it in SUITES if it in self.suites and (it != "regress" or mode != "transaction")]
+        return [it for it in SUITES if it in self.suites and (not it.startswith("regress") or mode != "transaction")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def compare(plan: Plan, progress: Progress) -> Comparison:
             proxied = player.play(mode, steering, name)
             for suite in proxied:
                 outputs = [it[suite] for it in (*direct, proxied)]
-                if steering in OTHER_PLANS and suite == "regress":
+                if steering in OTHER_PLANS and suite.startswith("regress"):
                     outputs = [{file: without_plans(text) for file, text in it.items()} for it in outputs]
                 verdicts.append(judge(f"{suite}/{mode}/{steering}", *outputs))
         if not verdicts:
@@ -85,6 +87,7 @@ class _Player:
         self._programs = programs
         self._progress = progress
         self._stage = Stage(place, plan.target, plan.server_port)
+        self._relay_port = free_port()
 
     @property
     def delivered(self) -> Mapping[str, Delivered]:
@@ -107,6 +110,12 @@ class _Player:
             return pgproto.run(self._programs, address, tick)
         if suite == "libpq_pipeline":
             return pipeline.run(self._programs, self._place, address, tick)
+        if suite == "regress":
+            return self._regress(address, tick)
+        with extended(address, self._relay_port) as relayed:
+            return self._regress(relayed, tick)
+
+    def _regress(self, address: Address, tick: Tick) -> Outputs:
         plan = self._plan
         return regress.run(self._programs, self._place, address, tick, schedule=plan.schedule, tests=plan.tests)
 

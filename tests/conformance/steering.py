@@ -5,8 +5,8 @@ everything alone. ``all`` gives it a model that trusts itself with every relatio
 looked at. The planner process reads the catalog every few seconds only, too seldom for tests that make their tables
 right before they join them; the last three ask a planner that knows no catalog and answers whatever it is asked.
 ``comments`` and ``settings`` are advice that changes no plan, so that the outputs must be the server's to the byte,
-plans included: what differs is the delivery's fault. ``rows`` makes up the rows of every join; plans and the order of rows
-are then not compared.
+plans included: what differs is the delivery's fault. ``rows`` makes up the rows of every join; plans and the order of
+rows are then not compared.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ COMMENT: Final = "/* \N{HEAVY CHECK MARK} advised */ ".encode()
 NO_SETTING: Final = ((b"geqo_threshold", b"12"),)
 ROWS: Final = (1, 30, 1000, 100_000, 10_000_000)
 EAGER: Final = {"steer_min_joins": 1, "steer_deadline_ms": 10_000, "steer_min_ms": 0}
+DEAR: Final = 1e6
+"""Milliseconds that statements are said to take, so that none is too cheap to be asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +101,11 @@ def delivered(proxy: Proxy, steering: Steering) -> Delivered:
 
 
 def _comment(ask: Ask) -> Answer:
-    return Answer(ask.number, prefix=COMMENT, scope="values", model="conformance")
+    return Answer(ask.number, prefix=COMMENT, model="conformance", estimated_ms=DEAR)
 
 
 def _setting(ask: Ask) -> Answer:
-    return Answer(ask.number, settings=NO_SETTING, scope="values", model="conformance")
+    return Answer(ask.number, settings=NO_SETTING, model="conformance", estimated_ms=DEAR)
 
 
 def _rows(ask: Ask) -> Answer:
@@ -117,7 +119,8 @@ def _rows(ask: Ask) -> Answer:
             number = hashlib.blake2b(ask.text + repr(aliases).encode(), digest_size=1).digest()[0]
             rows.append(RowsAdvice(aliases, ROWS[number % len(ROWS)]))
     prefix = hint_plan.render(Advice(rows=tuple(rows))).prefix
-    return Answer(ask.number, prefix=prefix.encode(), reason=reading.reason or "no_join", scope="values", model="rows")
+    reason = reading.reason or "no_join"
+    return Answer(ask.number, prefix=prefix.encode(), reason=reason, model="conformance", estimated_ms=DEAR)
 
 
 _SCRIPTS: Final[dict[Steering, Callable[[Ask], Answer | None]]] = {
