@@ -65,6 +65,8 @@ _PATH: Final = re.compile(
     rb"|\bset_config\s*\(\s*'search_path'\s*,\s*'(?P<config>(?:[^']|'')*)'\s*,\s*(?:false|'f)"
     rb"|\breset\s+(?:search_path|all)\b|\bdiscard\s+all\b"
 )
+# Constants that mean another moment each time they are read: what was prepared yesterday must not be parsed anew.
+_MOMENT: Final = re.compile(rb"(?i)'\s*(?:now|today|tomorrow|yesterday)\s*'")
 _OPTION: Final = re.compile(r"(?:-c\s*|--)([\w.-]+)=((?:[^\s\\]|\\.)*)")
 
 
@@ -234,7 +236,7 @@ class SessionSteering:
                 self._look_for_settings(text)
                 return None
             known = self._cache.learn(text, types)
-        return None if known.template.barred else known
+        return None if known.template.barred or _MOMENT.search(text) is not None else known
 
     def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:
         if known.template.generation != self._cache.generation:

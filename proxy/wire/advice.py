@@ -22,7 +22,8 @@ HELPER: Final = b"pilotwire_settings"
 ADVICE_ERRORS: Final = frozenset(
     {b"42601", b"22023", b"42704", b"XX000", b"0A000", b"54001", b"54000", b"53000", b"53100", b"53200", b"53400"}
 )
-_HINT_NOTICE: Final = b"\0Mpg_hint_plan:"
+# Some of its messages do not begin with its name, but all say which source file they come from.
+_HINT_NOTICES: Final = (b"\0Mpg_hint_plan:", b"\0Fpg_hint_plan.c\0", b"\0Madjusted rows ")
 _POSITION: Final = re.compile(rb"\0P(\d+)\0")
 _WORD: Final = re.compile(rb"(?:\s|--[^\n\r]*(?:[\n\r]|\Z)|/\*.*?\*/|\()*([a-zA-Z]*)", re.DOTALL)
 # What stays the same when it runs in an implicit transaction block, as it does behind a SET LOCAL in its message.
@@ -133,7 +134,7 @@ def moved(body: bytes, shift: int) -> bytes:
 
 def is_about_hints(body: bytes) -> bool:
     """Whether a notice comes from pg_hint_plan reading our comment."""
-    return _HINT_NOTICE in body
+    return any(sign in body for sign in _HINT_NOTICES)
 
 
 def stands_alone(sent: bytes) -> bool:

@@ -37,6 +37,7 @@ from proxy.wire.frames import (
     SYNC,
 )
 from proxy.wire.messages import message
+from proxy.wire.prepared import READING_SETTINGS
 
 # The statements of one client that are remembered by name for steering, in bytes of their texts.
 _STATEMENT_BYTES: Final = 256 * 1024
@@ -550,5 +551,9 @@ class SteeredConversation(Conversation):
 
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         middle = data.find(0, pos + 5, end)
-        self.steering.reported(data[pos + 5 : middle], data[middle + 1 : end - 1])
+        name = data[pos + 5 : middle]
+        self.steering.reported(name, data[middle + 1 : end - 1])
+        if name in READING_SETTINGS:
+            # Parsed anew for the advice, the constants of what was prepared before would mean something else now.
+            self._forget_texts()
         return super()._parameter_status(data, pos, end, head)

@@ -36,7 +36,7 @@ from proxy.wire.pins import (
     PIN_PREPARE,
     PIN_SETTINGS,
 )
-from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, close_message
+from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, close_message, reading
 from proxy.wire.session_state import PARSED, Own, SessionState
 from proxy.wire.statements import (
     BY_NAME,
@@ -185,7 +185,8 @@ class PooledConversation(SessionState):
         if large or self.pins & PIN_MEMORY:
             self._parse_unkept(name, large=large)
             return None
-        statement = self.registry.intern(data[name_end + 1 : text_end], data[text_end + 1 : end])
+        text = data[name_end + 1 : text_end]
+        statement = self.registry.intern(text, data[text_end + 1 : end], reading(text, self.reported))
         statement.known = self.steering.known(statement.text, statement.types)
         prepared = self.backend.prepared
         if not name:
@@ -197,7 +198,9 @@ class PooledConversation(SessionState):
         if present is not None:
             # The server must say that the name is taken.
             before = self._ensure(present) if self.status != FAILED else self._stand_in(present)
-            self._change(PARSE | _TAKEN, name, Statement(present.name, statement.text, statement.types))
+            self._change(
+                PARSE | _TAKEN, name, Statement(present.name, statement.text, statement.types, statement.reading)
+            )
             return before + statement.parse_message(present.name)
         if self._named_bytes + statement.size > self._named_limit:
             self._pin(PIN_MEMORY)
@@ -236,6 +239,8 @@ class PooledConversation(SessionState):
         name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
         statement = self._statement_of(name) if name_end >= 0 else None
         known = statement.known if statement is not None else None
+        if statement is not None and statement.reading and statement.reading != reading(statement.text, self.reported):
+            known = None  # parsed anew for the advice, its constants would mean something else now
         decision = self._judge_bind(known, data, pos, name_end + 1, end)
         if decision is UNDECIDED:
             return SUSPENDED

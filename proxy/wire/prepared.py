@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -22,12 +23,31 @@ _OVERHEAD: Final = 256
 _REPORTED_SETS: Final = 1000
 
 
+# The settings by which the constants of a text are read when it is parsed; the server reports every one of them.
+READING_SETTINGS: Final = (
+    b"DateStyle",
+    b"IntervalStyle",
+    b"TimeZone",
+    b"client_encoding",
+    b"standard_conforming_strings",
+)
+
+
+def reading(text: bytes, reported: Mapping[bytes, bytes]) -> bytes:
+    """By which settings the constants of a text are read now; b"" for one without any."""
+    if text.find(b"'") < 0 and text.find(b"$$") < 0:
+        return b""
+    return b"\0".join([reported.get(name, b"") for name in READING_SETTINGS])
+
+
 class Statement:
-    """One text with its parameter types (``types`` is the tail of the Parse message from their count on)."""
+    """One text with its parameter types (``types`` is the tail of the Parse message from their count on), parsed under
+    the settings that ``reading`` stands for."""
 
-    __slots__ = ("__weakref__", "flags", "known", "name", "text", "types")
+    __slots__ = ("__weakref__", "flags", "known", "name", "reading", "text", "types")
 
-    def __init__(self, name: bytes, text: bytes, types: bytes) -> None:
+    def __init__(self, name: bytes, text: bytes, types: bytes, reading: bytes = b"") -> None:
+        self.reading = reading
         self.name = name
         self.text = text
         self.types = types
@@ -56,16 +76,16 @@ class StatementRegistry:
     def __init__(self) -> None:
         # A client must not be able to guess the names behind which other clients' statements stand.
         self.prefix: Final = b"pw_" + secrets.token_hex(4).encode() + b"_"
-        self._statements: WeakValueDictionary[tuple[bytes, bytes], Statement] = WeakValueDictionary()
+        self._statements: WeakValueDictionary[tuple[bytes, bytes, bytes], Statement] = WeakValueDictionary()
         self._reported: OrderedDict[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]] = OrderedDict()
         self._serial = 0
 
-    def intern(self, text: bytes, types: bytes) -> Statement:
-        statement = self._statements.get((text, types))
+    def intern(self, text: bytes, types: bytes, reading: bytes = b"") -> Statement:
+        statement = self._statements.get((text, types, reading))
         if statement is None:
             self._serial += 1
-            statement = Statement(self.prefix + str(self._serial).encode(), text, types)
-            self._statements[text, types] = statement
+            statement = Statement(self.prefix + str(self._serial).encode(), text, types, reading)
+            self._statements[text, types, reading] = statement
         return statement
 
     def shared(self, reported: dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -258,6 +258,38 @@ async def test_a_result_that_changed_its_type(client: WireClient, planner: Scrip
     await client.query("drop table changing")
 
 
+@pytest.mark.parametrize(
+    ("constant", "change", "meaning"),
+    [
+        ("('03/04/2013'::date)::text", "set datestyle = 'ISO, DMY'", "2013-03-04"),
+        (
+            "('2013-03-04 12:00'::timestamptz at time zone 'UTC')::text",
+            "set timezone = 'Asia/Tokyo'",
+            "2013-03-04 12:00:00",
+        ),
+    ],
+)
+async def test_constants_keep_the_meaning_they_were_prepared_with(
+    client: WireClient, planner: ScriptedPlanner, constant: str, change: str, meaning: str
+) -> None:
+    """Parsed anew for the advice they would be read under the settings of today."""
+    await client.query("set datestyle = 'ISO, MDY'")
+    await client.query("set timezone = 'UTC'")
+    planner.steer(MARK)
+    text = joined(constant, " limit 1")
+    assert rows(await batch(client, parse("s", text), bind("s"), execute(), SYNC)) == [meaning]
+    await client.query(change)
+    assert rows(await batch(client, bind("s"), execute(), SYNC)) == [meaning]
+
+
+async def test_a_constant_of_the_moment_is_not_read_again(client: WireClient, planner: ScriptedPlanner) -> None:
+    planner.steer(MARK)
+    text = joined("('now'::timestamptz)::text", " limit 1")
+    first = rows(await batch(client, parse("s", text), bind("s"), execute(), SYNC))
+    assert rows(await batch(client, bind("s"), execute(), SYNC)) == first
+    assert planner.asks == []
+
+
 async def test_simple_queries_between(client: WireClient, planner: ScriptedPlanner) -> None:
     planner.steer(MARK)
     first, second = seen(), seen()
