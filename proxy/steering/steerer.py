@@ -56,7 +56,9 @@ _SETTING: Final = re.compile(
     rb"|pg_plan_advice\.advice=[\x20-\x7e]{0,4000})\Z"
 )
 _MODE: Final = re.compile(
-    rb"(?is)\bset\s+(?:session\s+|(?P<local>local\s+))?pilotwire\s*\.\s*mode\s*(?:=|\bto\b)\s*(?P<quote>['\"]?)(?P<value>\w+)"
+    rb"(?is)\bset\s+(?:session\s+|(?P<local>local\s+))?\"?pilotwire\"?\s*\.\s*\"?mode\"?\s*(?:=|\bto\b)"
+    rb"\s*(?P<quote>['\"]?)(?P<value>\w+)"
+    rb"|\bset_config\s*\(\s*'pilotwire\.mode'\s*,\s*(?P<bound>[^'\s])"
     rb"|\bset_config\s*\(\s*'pilotwire\.mode'\s*,\s*'(?P<config>\w+)'(?P<rest>\s*,\s*(?P<passing>\w+))?"
     rb"|\breset\s+(?:pilotwire\s*\.\s*mode|all)\b|\bdiscard\s+all\b"
 )
@@ -381,11 +383,12 @@ class SessionSteering:
         everything = b"all" in lower
         if b"pilotwire" in lower or everything:
             for match in _MODE.finditer(text):
-                value = match["value"] or match["config"]
-                if value is None:
+                value = match["value"] or match["config"] or (b"off" if match["bound"] else None)
+                if value is None or value.lower() == b"default":
                     self._level, self._local = ON, -1
                     continue
-                level = LEVELS.get(value.decode("ascii", "replace").lower(), ON)
+                # What is not understood, a bound value among it, is taken for off: nobody names the mode to be steered.
+                level = LEVELS.get(value.decode("ascii", "replace").lower(), OFF)
                 if match["local"] or (match["passing"] or b"").lower() in (b"true", b"t", b"on"):
                     self._local = level
                 else:

@@ -22,11 +22,10 @@ from tests.conformance import ledger
 from tests.conformance.runner import SUITES, Comparison, Plan, compare
 from tests.conformance.sources import ConformanceError
 from tests.conformance.stage import Address, Mode
-from tests.conformance.steering import STEERINGS, Steering
+from tests.conformance.steering import STEERINGS, USUAL
 from tests.conformance.verdict import Verdict
 
 MODES: tuple[Mode, ...] = ("session", "transaction")
-USUAL: tuple[Steering, ...] = ("on", "comments", "settings")
 SHOWN_LINES = 40
 
 

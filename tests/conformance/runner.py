@@ -16,7 +16,7 @@ from tests.conformance.programs import Programs, prepare
 from tests.conformance.regress import Tick
 from tests.conformance.sources import ConformanceError
 from tests.conformance.stage import Address, Mode, Place, Stage
-from tests.conformance.steering import OTHER_PLANS, Delivered, Steering
+from tests.conformance.steering import OTHER_PLANS, USUAL, Delivered, Steering
 from tests.conformance.verdict import Outputs, Verdict, judge
 from tests.support.ports import free_port
 
@@ -34,7 +34,7 @@ class Plan:
 
     suites: Sequence[str] = SUITES
     modes: Sequence[Mode] = ("session", "transaction")
-    steerings: Sequence[Steering] = ("on",)
+    steerings: Sequence[Steering] = USUAL
     schedule: Path | None = None
     tests: Sequence[str] = ()
     target: Address | None = None

@@ -30,6 +30,8 @@ from tests.support.waiting import wait_until
 
 Steering = Literal["off", "on", "all", "comments", "settings", "rows"]
 STEERINGS: Final[tuple[Steering, ...]] = get_args(Steering)
+USUAL: Final[tuple[Steering, ...]] = ("on", "comments", "settings")
+"""What a run plays where nothing else is asked for."""
 OTHER_PLANS: Final[frozenset[Steering]] = frozenset({"all", "rows"})
 """Where other plans are chosen than the server would choose."""
 
@@ -108,7 +110,7 @@ def _setting(ask: Ask) -> Answer:
     return Answer(ask.number, settings=NO_SETTING, model="conformance", estimated_ms=DEAR)
 
 
-def _rows(ask: Ask) -> Answer:
+def made_up_rows(ask: Ask) -> Answer:
     """Rows at random, the same for the same text, for the joins that the planner would consider."""
     reading = read(ask.text.decode(errors="surrogateescape"))
     rows = []
@@ -126,5 +128,5 @@ def _rows(ask: Ask) -> Answer:
 _SCRIPTS: Final[dict[Steering, Callable[[Ask], Answer | None]]] = {
     "comments": _comment,
     "settings": _setting,
-    "rows": _rows,
+    "rows": made_up_rows,
 }

@@ -6,6 +6,7 @@ import pytest
 
 from tests.conformance import ledger
 from tests.conformance.runner import Plan, compare
+from tests.conformance.steering import Steering
 
 # One at a time: two conformance runs at once would only slow each other down.
 pytestmark = pytest.mark.xdist_group("conformance")
@@ -13,9 +14,14 @@ pytestmark = pytest.mark.xdist_group("conformance")
 FEW = ("test_setup", "boolean", "strings", "errors", "prepare", "portals", "plancache", "psql_pipeline", "async")
 """Regression tests that need no other than test_setup and use many kinds of messages."""
 
+JOINING = ("test_setup", "select", "subselect", "join")
+
 
 def _complaints(plan: Plan, complete: bool) -> str:
-    verdicts = compare(plan, lambda *_: None).verdicts
+    found = compare(plan, lambda *_: None)
+    verdicts = found.verdicts
+    for name, counted in found.delivered.items():
+        assert (counted.steered > 0) is not name.endswith("-on"), f"{name}: {counted}"
     assert all(len(verdict.files) > len(verdict.unjudged) for verdict in verdicts), "nothing could be compared"
     differences = "\n".join(it.diff for verdict in verdicts for it in verdict.differences)
     complaints = ledger.load().complaints(verdicts, complete=complete)
@@ -24,7 +30,14 @@ def _complaints(plan: Plan, complete: bool) -> str:
 
 @pytest.mark.timeout(300)
 def test_a_part_of_the_suites_cannot_tell_the_proxy_from_the_server() -> None:
-    plan = Plan(suites=("pgproto", "regress"), tests=FEW)
+    plan = Plan(suites=("pgproto", "regress"), tests=FEW, steerings=("on",))
+    assert _complaints(plan, complete=False) == ""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("suite", "steering"), [("regress", "settings"), ("regress_extended", "comments")])
+def test_joins_with_advice_cannot_tell_the_proxy_from_the_server(suite: str, steering: Steering) -> None:
+    plan = Plan(suites=(suite,), modes=("session",), steerings=(steering,), tests=JOINING)
     assert _complaints(plan, complete=False) == ""
 
 

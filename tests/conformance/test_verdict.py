@@ -79,6 +79,16 @@ def test_a_known_difference_passes_until_it_changes() -> None:
     assert "in another way" in complaint
 
 
+def test_a_known_difference_is_known_however_the_proxy_steers() -> None:
+    steered = judge("suite/session/on", {"a": b"1"}, {"a": b"1"}, {"a": b"2"})
+    other = judge("suite/session/rows", {"a": b"1"}, {"a": b"1"}, {"a": b"1"})
+    pooled = judge("suite/sessions/on", {"a": b"1"}, {"a": b"1"}, {"a": b"2"})
+    ledger = _ledger(("a", steered.differences[0].fingerprint))
+    assert ledger.complaints([steered, other]) == []
+    assert len(ledger.complaints([steered, pooled])) == 1
+    assert "out of the ledger" in ledger.complaints([other])[0]
+
+
 def test_an_entry_no_longer_needed_fails() -> None:
     same = _verdict({"a": b"one\ntwo\n", "b": b"oid 16384\n"})
     for file in ("a", "gone"):

@@ -98,6 +98,10 @@ def test_only_one_statement_alone_is_measured() -> None:
         ({}, [b"select set_config('pilotwire.mode', 'off', false)"], False),
         ({}, [b"select set_config('pilotwire.mode', 'observe', false)"], False),
         ({}, [b"begin; set local pilotwire.mode = off"], False),
+        ({}, [b"select set_config('pilotwire.mode', $1, false)"], False),
+        ({}, [b"set pilotwire.mode = 'offf'"], False),
+        ({}, [b"set pilotwire.mode = off", b'set "pilotwire"."mode" = on'], True),
+        ({}, [b"set pilotwire.mode = off", b"set pilotwire.mode to default"], True),
         ({}, [b"set other.mode = off"], True),
     ],
 )
