@@ -48,6 +48,7 @@ class Reason(enum.StrEnum):
     ROW_SECURITY = "row_security"
     TEMPORARY = "temporary"
     DUPLICATE_ALIAS = "duplicate_alias"
+    UNION_ALL = "union_all"  # pg_hint_plan plans every one in parallel as soon as there is a hint, whatever it says
     VOLATILE = "volatile"
     NO_MODEL = "no_model"
     NO_DIALECT = "no_dialect"  # rows cannot be told to this server, and there is no model of settings
@@ -60,7 +61,7 @@ class Reason(enum.StrEnum):
 
 TEMPLATE_WIDE: Final = frozenset({
     Reason.NO_JOIN, Reason.OUTER_JOIN, Reason.UNKNOWN_TABLE, Reason.VIEW, Reason.FOREIGN_TABLE, Reason.ROW_SECURITY,
-    Reason.TEMPORARY, Reason.DUPLICATE_ALIAS, Reason.VOLATILE, Reason.NO_MODEL, Reason.NO_DIALECT,
+    Reason.TEMPORARY, Reason.DUPLICATE_ALIAS, Reason.UNION_ALL, Reason.VOLATILE, Reason.NO_MODEL, Reason.NO_DIALECT,
     Reason.SCHEMA_MISMATCH, Reason.UNKNOWN_FEATURIZER,
 })  # fmt: skip
 """Reasons that other values in the same statement would not change."""
@@ -223,6 +224,8 @@ def decide(
     advice, reason = NOTHING, str(Reason.NO_MODEL)
     if models.cardinality is not None and "hint_plan" in snapshot.capabilities:
         advice, reason = _rows_advice(blocks)
+        if not reason and any(block.block.set_operation == "union all" for block in resolved.blocks):
+            reason = Reason.UNION_ALL
         if not reason:
             return outcome(advice, "", models.cardinality.label)
     if models.hints is not None:

@@ -1,8 +1,9 @@
-"""The catalog of one database, kept up to date: `CatalogWatcher` holds a connection of its own and the latest snapshot.
+"""The catalog of one database, kept up to date: `CatalogWatcher` holds the latest snapshot.
 
 It looks every few seconds whether tables or columns changed, were analyzed, or were written to a good deal, and reads
-the catalog again when they did, and on a schedule. When the database goes away the old snapshot stays, failures are
-counted, and it connects again with growing pauses. `planner.catalog_load.load` does the reading.
+the catalog again when they did, and on a schedule. It connects for each look: kept open, its connection would be in the
+way of DROP DATABASE, which waits five seconds for others to go. When the database goes away the old snapshot stays,
+failures are counted, and it connects again with growing pauses. `planner.catalog_load.load` does the reading.
 """
 
 from __future__ import annotations
@@ -111,7 +112,10 @@ class CatalogWatcher:
     async def refresh(self) -> Snapshot:
         """Read the catalog now. Raises what asyncpg raises, OSError and TimeoutError; the old snapshot then stays."""
         async with self._lock:
-            return await self._load()
+            try:
+                return await self._load()
+            finally:
+                await self._disconnect()
 
     async def close(self) -> None:
         """Stops watching and closes the connection."""
@@ -129,6 +133,7 @@ class CatalogWatcher:
                 async with self._lock:
                     if self.snapshot is None or await self._is_due():
                         await self._load()
+                    await self._disconnect()
                 self.failures_in_a_row = 0
                 pause = self.settings.poll
             except Failed as error:

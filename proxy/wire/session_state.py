@@ -350,6 +350,8 @@ class SessionState(SteeredConversation):
             self.new_pins |= pin
             if pin & FREEABLE:
                 self._freeing = True  # what a text or a tag says may be wrong, or rolled back: the server is asked
+        elif pin & FREEABLE and self._own:
+            self._freeing = True  # asked once more: the answer under way will be older than this statement
 
     def _note(self, text: bytes, flags: int) -> None:
         """What a statement that is about to run may do to the session."""
@@ -441,7 +443,7 @@ class SessionState(SteeredConversation):
                 self._pin(PIN_SETTINGS)
             return
         for pin, count in zip(own.pins, self._captured[len(own.names) :], strict=True):
-            if count == b"0":
+            if count == b"0" and not self._freeing:
                 self.pins &= ~pin
         captured = dict(zip(own.names, self._captured, strict=False))
         settings = {**self.settings, **{name: value for name, value in captured.items() if value is not None}}

@@ -115,6 +115,10 @@ def test_every_join_of_the_plan_has_the_advised_rows(
         ("SELECT * FROM orders o JOIN secrets s ON s.order_id = o.id", Reason.ROW_SECURITY),
         (QUERY + " AND odd(c.tier)", Reason.VOLATILE),
         (
+            QUERY + " UNION ALL SELECT q.id FROM orders q JOIN items j ON j.order_id = q.id",
+            Reason.UNION_ALL,
+        ),
+        (
             "SELECT * FROM customers a JOIN orders b ON b.customer_id = a.id WHERE a.id IN "
             "(SELECT b.customer_id FROM orders b JOIN items a ON a.order_id = b.id)",
             Reason.DUPLICATE_ALIAS,
@@ -141,7 +145,7 @@ def test_each_block_is_advised_and_outer_joins_only_inside_their_islands(snapsho
     sql = (
         "WITH recent AS (SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer_id) "
         "SELECT 1 FROM recent r JOIN items i ON i.order_id = r.id "
-        "UNION ALL SELECT 2 FROM products p "
+        "UNION SELECT 2 FROM products p "
         "LEFT JOIN (orders q JOIN items j ON j.order_id = q.id) ON j.product_id = p.id"
     )
     outcome = decide(sql, snapshot, Models(model(tmp_path)))

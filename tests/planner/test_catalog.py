@@ -289,6 +289,14 @@ async def test_the_watcher_refreshes_on_its_schedule_and_on_request(postgres: Po
         await until(lambda: watcher.loads == 2, "the load that was asked for")
 
 
+async def test_a_database_that_is_watched_can_be_dropped(postgres: Postgres) -> None:
+    name = postgres.create_database()
+    async with CatalogWatcher(postgres.dsn(name), settings=QUICK) as watcher:
+        await watcher.ready(10)
+        await asyncio.to_thread(postgres.sql, f"DROP DATABASE {name}")
+        assert watcher.snapshot is not None
+
+
 async def test_the_watcher_survives_the_database(start_postgres: Callable[..., Postgres]) -> None:
     server = start_postgres()
     server.sql("CREATE TABLE one (id integer)")
@@ -311,21 +319,23 @@ async def test_the_watcher_survives_the_database(start_postgres: Callable[..., P
 async def test_a_backend_that_hangs_is_given_up(postgres: Postgres, database: str) -> None:
     settings = QUICK.model_copy(update={"statement_timeout": 0.5})
     opened: list[Any] = []
+    hung: list[int] = []
 
     async def connect() -> Any:
         opened.append(await asyncpg.connect(postgres.dsn(database)))
+        if len(opened) == 2:
+            hung.append(opened[-1].get_server_pid())
+            os.kill(hung[0], signal.SIGSTOP)
         return opened[-1]
 
     async with CatalogWatcher(connect=connect, settings=settings) as watcher:
         await watcher.ready(10)
-        hung = opened[0].get_server_pid()
-        os.kill(hung, signal.SIGSTOP)
         try:
             await until(lambda: watcher.failures > 0, "the failure is counted")
-            await until(lambda: len(opened) > 1 and watcher.failures_in_a_row == 0, "another connection")
+            await until(lambda: len(opened) > 2 and watcher.failures_in_a_row == 0, "another connection")
         finally:
-            os.kill(hung, signal.SIGCONT)
-        assert opened[0].is_closed()
+            os.kill(hung[0], signal.SIGCONT)
+        assert opened[1].is_closed()
 
 
 async def test_a_refresh_at_once_raises_and_close_interrupts(postgres: Postgres) -> None:
