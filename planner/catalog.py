@@ -212,5 +212,8 @@ class CatalogWatcher:
             return
         try:
             await connection.close(timeout=1.0)
-        except (*Failed, asyncio.CancelledError):
+        except Failed:
             connection.terminate()
+        except asyncio.CancelledError:
+            connection.terminate()
+            raise

@@ -243,7 +243,11 @@ class Conversation:
         if pos < size:
             self._held = data[pos:]
         if self._recorded is not None:
-            self._recorded += data[self._record_from : pos]
+            # What stands alone up to its Sync is short; a client that goes on and on must not be kept and copied.
+            if len(self._recorded) + pos - self._record_from > HOLD_LIMIT:
+                self._recorded = None
+            else:
+                self._recorded += data[self._record_from : pos]
             self._record_from = 0
         if pieces is None:
             return data if pos == size else data[:pos]

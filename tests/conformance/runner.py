@@ -16,7 +16,7 @@ from tests.conformance.programs import Programs, prepare
 from tests.conformance.regress import Tick
 from tests.conformance.sources import ConformanceError
 from tests.conformance.stage import Address, Mode, Place, Stage
-from tests.conformance.steering import OTHER_PLANS, USUAL, Delivered, Steering
+from tests.conformance.steering import OTHER_PLANS, UNADVISED, USUAL, Delivered, Steering
 from tests.conformance.verdict import Outputs, Verdict, judge
 from tests.support.ports import free_port
 
@@ -24,6 +24,8 @@ EXTENDED = "regress_extended"
 SUITES = ("pgproto", "libpq_pipeline", "regress", EXTENDED)
 """In the order in which a pass plays them; the regression suite leaves the most behind, so that its second run has a
 server of its own."""
+
+REGRESSION = {"regress", EXTENDED}
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done and how much there is (0: unknown)."""
@@ -43,9 +45,15 @@ class Plan:
     server_port: int = 0
     keep: bool = False
 
-    def suites_of(self, mode: Mode) -> list[str]:
-        """The suites that a pass in `mode` plays: the regression suite keeps state in its session."""
-        return [it for it in SUITES if it in self.suites and (not it.startswith("regress") or mode != "transaction")]
+    def suites_of(self, mode: Mode, steering: Steering) -> list[str]:
+        """The suites that such a pass plays: the regression suite keeps state in its session, and the others hold
+        nothing that can be steered."""
+        left_out: set[str] = set()
+        if mode == "transaction":
+            left_out.update(REGRESSION)
+        if steering not in UNADVISED and mode != "direct":
+            left_out.update(set(SUITES) - REGRESSION)
+        return [it for it in SUITES if it in self.suites and it not in left_out]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +75,21 @@ def compare(plan: Plan, progress: Progress) -> Comparison:
         player = _Player(plan, place, programs, progress)
         direct = [player.play("direct", "off", f"direct-{number}") for number in (1, 2)]
         verdicts = []
-        passes = [(mode, steering) for steering in plan.steerings for mode in plan.modes if plan.suites_of(mode)]
+        passes = [
+            (mode, steering) for steering in plan.steerings for mode in plan.modes if plan.suites_of(mode, steering)
+        ]
         for mode, steering in passes:
             name = f"{mode}-{steering}"
             proxied = player.play(mode, steering, name)
             for suite in proxied:
                 outputs = [it[suite] for it in (*direct, proxied)]
-                if steering in OTHER_PLANS and suite.startswith("regress"):
+                if steering in OTHER_PLANS and suite in REGRESSION:
                     outputs = [{file: without_plans(text) for file, text in it.items()} for it in outputs]
                 verdicts.append(judge(f"{suite}/{mode}/{steering}", *outputs))
         if not verdicts:
-            raise ConformanceError("Nothing to compare: the regression suite runs in session mode only.")
+            raise ConformanceError(
+                "Nothing to compare: the regression suite runs in session mode only, and the others without advice."
+            )
         _write_differences(place, verdicts)
         return Comparison(verdicts, player.delivered, place)
 
@@ -98,7 +110,7 @@ class _Player:
     def play(self, mode: Mode, steering: Steering, name: str) -> dict[str, Outputs]:
         """The outputs of every suite of this pass, by suite."""
         outputs: dict[str, Outputs] = {}
-        suites = self._plan.suites_of(mode)
+        suites = self._plan.suites_of(mode, steering)
         rest = [it for it in suites if it != EXTENDED]
         if rest:
             outputs |= self._play(mode, steering, name, rest)

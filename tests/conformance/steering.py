@@ -32,6 +32,8 @@ Steering = Literal["off", "on", "all", "comments", "settings", "rows"]
 STEERINGS: Final[tuple[Steering, ...]] = get_args(Steering)
 USUAL: Final[tuple[Steering, ...]] = ("on", "comments", "settings")
 """What a run plays where nothing else is asked for."""
+UNADVISED: Final[frozenset[Steering]] = frozenset({"off", "on"})
+"""Where nothing goes on with advice."""
 OTHER_PLANS: Final[frozenset[Steering]] = frozenset({"all", "rows"})
 """Where other plans are chosen than the server would choose."""
 

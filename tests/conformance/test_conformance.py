@@ -6,15 +6,23 @@ import pytest
 
 from tests.conformance import ledger
 from tests.conformance.runner import Plan, compare
-from tests.conformance.steering import Steering
 
 # One at a time: two conformance runs at once would only slow each other down.
 pytestmark = pytest.mark.xdist_group("conformance")
 
-FEW = ("test_setup", "boolean", "strings", "errors", "prepare", "portals", "plancache", "psql_pipeline", "async")
+FEW = (
+    "test_setup",
+    "boolean",
+    "strings",
+    "errors",
+    "prepare",
+    "portals",
+    "plancache",
+    "psql_pipeline",
+    "async",
+    "subselect",
+)
 """Regression tests that need no other than test_setup and use many kinds of messages."""
-
-JOINING = ("test_setup", "select", "subselect", "join")
 
 
 def _complaints(plan: Plan, complete: bool) -> str:
@@ -30,14 +38,7 @@ def _complaints(plan: Plan, complete: bool) -> str:
 
 @pytest.mark.timeout(300)
 def test_a_part_of_the_suites_cannot_tell_the_proxy_from_the_server() -> None:
-    plan = Plan(suites=("pgproto", "regress"), tests=FEW, steerings=("on",))
-    assert _complaints(plan, complete=False) == ""
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(("suite", "steering"), [("regress", "settings"), ("regress_extended", "comments")])
-def test_joins_with_advice_cannot_tell_the_proxy_from_the_server(suite: str, steering: Steering) -> None:
-    plan = Plan(suites=(suite,), modes=("session",), steerings=(steering,), tests=JOINING)
+    plan = Plan(suites=("pgproto", "regress"), tests=FEW, steerings=("on", "settings"))
     assert _complaints(plan, complete=False) == ""
 
 

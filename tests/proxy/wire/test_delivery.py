@@ -57,6 +57,19 @@ def test_statements_remembered_are_bounded() -> None:
     assert sum(len(one.text) for one in known if one is not None) == talk._texts_size
 
 
+def test_what_is_kept_to_be_sent_once_more_is_bounded() -> None:
+    """A client that pipelines without end behind a steered statement was kept and copied whole, again and again."""
+    talk = SteeredConversation(ScriptedSteering(lambda text: HINT if b"join" in text else LEAVE_ALONE))
+    talk.from_client(query("select 1 from a join b"))
+    kept = []
+    for _ in range(100):
+        talk.from_client(bind("s", "", b"x" * 10_000) + execute() + SYNC)
+        kept.append(len(talk._recorded or b""))
+    assert kept[0] > 10_000
+    assert max(kept) <= 64 * 1024
+    assert talk._recorded is None
+
+
 def test_a_hint_in_a_query() -> None:
     talk, steering = transcript(HINT)
     talk.client(query("a join b"), becomes=[query("/* x */ a join b")])
