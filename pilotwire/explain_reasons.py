@@ -26,6 +26,7 @@ REASONS: Final[dict[str, str]] = {
     "row_security": "it reads a table with row-level security, whose rows differ from user to user",
     "temporary": "it reads a temporary table, which other sessions do not have",
     "duplicate_alias": "an alias occurs twice in it, and a hint would reach both",
+    "union_all": "it has a UNION ALL, which pg_hint_plan plans in parallel as soon as there is any hint",
     "volatile": "it calls a volatile function",
     "no_model": "no model serves",
     "no_dialect": "pg_hint_plan is not loaded in this server's sessions, and no model of settings serves",

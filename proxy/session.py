@@ -402,6 +402,10 @@ class PooledSession(Session):
             self._applied(backend)
             return
         own = talk.settle()
+        if talk.backend_ends:
+            talk.backend_ends = False
+            self._outlive(backend, known=not own)
+            return
         if own:
             backend.transport.write(own)
             return
@@ -413,6 +417,17 @@ class PooledSession(Session):
         if talk.releasable:
             self._release(backend)
         elif self._closing:
+            self.finish(SHUTDOWN)
+
+    def _outlive(self, backend: Backend, *, known: bool) -> None:
+        """The backend is ending behind a transaction's end; ``known``: the client's state is, so that it can go on."""
+        if not known:
+            self._lose(backend)
+            return
+        self.backend = None
+        self._pending = self._talk.unlink()
+        self._pool.retire(backend, polite=False)
+        if self._closing:
             self.finish(SHUTDOWN)
 
     def _release(self, backend: Backend) -> None:

@@ -37,7 +37,7 @@ from proxy.wire.pins import (
     PIN_SETTINGS,
 )
 from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, close_message, reading
-from proxy.wire.session_state import PARSED, Own, SessionState
+from proxy.wire.session_state import FATAL_SIGNS, PARSED, Own, SessionState
 from proxy.wire.statements import (
     BY_NAME,
     classify,
@@ -79,6 +79,7 @@ class PooledConversation(SessionState):
         "_named_bytes",
         "_named_limit",
         "_unnamed",
+        "backend_ends",
         "reprepared",
     )
 
@@ -101,6 +102,7 @@ class PooledConversation(SessionState):
         # One entry for each Parse and Close in ``owed``: what to undo when the server never gets to it.
         self._changes: deque[_Change] = deque()
         self.reprepared = 0
+        self.backend_ends = False  # the server said so, behind the end of a transaction
 
     # ------------------------------------------------------------------ from the client
 
@@ -457,6 +459,10 @@ class PooledConversation(SessionState):
                 self._named_bytes += statement.size
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
+        if self.idle and not self.owed and not self.pins and any(sign in data[pos:end] for sign in FATAL_SIGNS):
+            # Right behind the end of a transaction: it ends a backend that is nobody's any more, and no client.
+            self.backend_ends = True
+            return b""
         # What the client calls the statement that this is about, if that is known.
         about = self._changes[0].name if self._changes and (head & KIND == PARSE or head & _NOTED) else None
         if head & _NOTED:

@@ -184,7 +184,7 @@ async def test_terminated_by_an_administrator(shop_dsn: str, tmp_path: Path) -> 
         for _ in range(100):
             ended = await connection.fetchval(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
-                "WHERE application_name = 'pilotwire train' AND wait_event = 'PgSleep'"
+                "WHERE application_name = 'pilotwire train' AND wait_event = 'PgSleep' AND datname = current_database()"
             )
             if ended:
                 break

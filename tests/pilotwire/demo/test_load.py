@@ -10,6 +10,8 @@ from pilotwire.demo.training_queries import training_queries
 from pilotwire.demo.workload import workload
 from tests.support.postgres import Postgres
 
+# One database, filled by the first test and used by all.
+pytestmark = pytest.mark.xdist_group("demo load")
 SCALE = 0.005
 
 
