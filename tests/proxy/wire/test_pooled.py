@@ -6,12 +6,16 @@ from collections.abc import Callable
 
 import pytest
 
+from proxy.steering import LeaveAlone
 from proxy.wire.frames import HOLD_LIMIT
-from proxy.wire.messages import query
+from proxy.wire.messages import error_response, query
 from proxy.wire.pins import (
     PIN_LARGE,
     PIN_MEMORY,
 )
+from proxy.wire.pooled import PooledConversation
+from proxy.wire.prepared import StatementRegistry
+from proxy.wire.session_state import BackendState
 from tests.proxy.wire.pooled_transcript import PooledTranscript, asks, our, run_cut
 from tests.proxy.wire.transcript import (
     BOUND,
@@ -440,3 +444,22 @@ def test_script_cut_up(name: str, size: int) -> None:
 @pytest.mark.parametrize("size", [5000, 9000, 65536, 100_000, 262_144])
 def test_long_script_cut_up(name: str, size: int) -> None:
     run_cut(SCRIPTS[name], lambda data: [data[at : at + size] for at in range(0, len(data), size)])
+
+
+def test_a_backend_that_ends_behind_a_transaction_ends_no_client() -> None:
+    """pg_terminate_backend right after COMMIT: the client was told, and stayed connected behind a FATAL."""
+    registry = StatementRegistry()
+    talk = PooledConversation(LeaveAlone(), registry, {}, {}, 1 << 20)
+    talk.link(BackendState(talk.reported, 1 << 20))
+    talk.from_client(query("commit"))
+    fatal = error_response("57P01", "terminating connection due to administrator command")
+    answer = done("COMMIT") + ready()
+    assert talk.from_server(answer + fatal) == answer
+    assert talk.idle
+    assert talk.backend_ends
+    talk.unlink()
+    talk.backend_ends = False
+    talk.link(BackendState(talk.reported, 1 << 20))
+    talk.from_client(query("select 1"))
+    assert talk.from_server(fatal) == fatal  # in the middle of a statement it is the client's
+    assert not talk.backend_ends
