@@ -100,7 +100,7 @@ def show(results: Results, console: Console) -> None:
     _show_times("Time to connect (µs)", results.connects, console)
     _show_memory(results.memory, console)
     _show_streams(results, console)
-    _show_verdicts(results.verdicts(), console)
+    show_verdicts(results.verdicts(), console)
 
 
 def _show_grid(results: Results, console: Console) -> None:
@@ -182,7 +182,8 @@ def _show_streams(results: Results, console: Console) -> None:
     console.print(table)
 
 
-def _show_verdicts(found: Sequence[Verdict], console: Console) -> None:
+def show_verdicts(found: Sequence[Verdict], console: Console) -> None:
+    """A table of what was promised and measured; nothing for none."""
     if not found:
         return
     table = Table(title="What was promised", title_justify="left")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.ratios import Verdict
-from benchmarks.report import machine
+from benchmarks.report import machine, show_verdicts
 from benchmarks.steer_truth import SubPlan, q_errors
 from pilotwire.demo.measure import SLACK_MS, Series, Summary, summarise
 
@@ -138,7 +138,7 @@ def show(results: Results, console: Console) -> None:
             _show_q_errors(one, console)
     if results.costs:
         _show_costs(results.costs, console)
-    _show_verdicts(results.verdicts(), console)
+    show_verdicts(results.verdicts(), console)
 
 
 def _show_queries(found: SetResults, console: Console) -> None:
@@ -216,17 +216,4 @@ def _show_costs(costs: dict[str, Any], console: Console) -> None:
     table.add_column("measured", justify="right")
     for name, value in costs.items():
         table.add_row(name, f"{value:,.2f}" if isinstance(value, float) else str(value))
-    console.print(table)
-
-
-def _show_verdicts(found: list[Verdict], console: Console) -> None:
-    if not found:
-        return
-    table = Table(title="What was promised", title_justify="left")
-    for name in ("promise", "measured", "limit", ""):
-        table.add_column(name, justify="right" if name in {"measured", "limit"} else "left")
-    for one in found:
-        sign = ">=" if one.higher_is_better else "<="
-        word = "[green]pass[/]" if one.passed else "[red]FAIL[/]"
-        table.add_row(one.name, f"{one.value:.2f} {one.unit}", f"{sign} {one.limit:g} {one.unit}", word)
     console.print(table)

@@ -37,8 +37,8 @@ from planner.control import (
     Report,
     Start,
     Upstream,
-    encode,
 )
+from planner.messages import encode
 from proxy.admin.source import ModelStatus, PlannerStatus, PlannerUnavailableError
 from proxy.logs import Level, Log
 from proxy.metrics import MergedCounters

@@ -9,14 +9,13 @@ channel. Like `planner.messages` it imports nothing heavy, since the supervisor 
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
+from planner.messages import FrameReader
+
 MAX_FRAME: Final = 4 << 20
-_LENGTH: Final = struct.Struct("!I")
 
 
 class Upstream(msgspec.Struct, array_like=True):
@@ -122,37 +121,13 @@ class Event(msgspec.Struct, tag="event", array_like=True):
 
 Control = Start | Reload | Poll | Report | Reloaded | Ready | Refuse | Event
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
 
 
-def encode(message: Control) -> bytes:
-    """One frame."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
+class Reader(FrameReader[Control]):
+    """Reads what the supervisor and the planner process say to each other."""
 
-
-class Reader:
-    """Turns a stream of bytes into messages; keeps at most one incomplete frame."""
-
-    __slots__ = ("_buffer",)
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[Control]:
-        """The messages that are complete now. Raises ValueError when the other side does not speak this protocol."""
-        self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME:
-                raise ValueError(f"a control frame of {length} bytes, more than {MAX_FRAME}")
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                return
-            body = bytes(self._buffer[_LENGTH.size : end])
-            del self._buffer[:end]
-            try:
-                yield _decoder.decode(body)
-            except msgspec.MsgspecError as error:
-                raise ValueError(str(error)) from None
+        super().__init__(_decoder, MAX_FRAME)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -87,39 +87,51 @@ Message = Ask | Answer | Observed | Refused | Changed
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_Read = TypeVar("_Read")
 
 
-class FrameError(Exception):
-    """The other side does not speak this protocol, or a frame is longer than `MAX_FRAME`."""
+class FrameError(ValueError):
+    """The other side does not speak this protocol, or a frame is longer than it may be."""
 
 
-def encode(message: Message) -> bytes:
+def encode(message: msgspec.Struct) -> bytes:
     """One frame."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
-class Reader:
-    """Turns a stream of bytes into messages; keeps at most one incomplete frame."""
+class FrameReader(Generic[_Read]):
+    """Turns a stream of bytes into what ``decoder`` reads; keeps at most one incomplete frame of ``limit`` bytes."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_buffer", "_decoder", "_limit")
 
-    def __init__(self) -> None:
+    def __init__(self, decoder: msgspec.msgpack.Decoder[_Read], limit: int) -> None:
         self._buffer = bytearray()
+        self._decoder = decoder
+        self._limit = limit
 
-    def feed(self, data: bytes) -> Iterator[Message]:
+    def feed(self, data: bytes) -> Iterator[_Read]:
         """The messages that are complete now. Raises FrameError."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME:
-                raise FrameError(f"a frame of {length} bytes, more than {MAX_FRAME}")
+            if length > self._limit:
+                raise FrameError(f"a frame of {length} bytes, more than {self._limit}")
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 return
             body = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
             try:
-                yield _decoder.decode(body)
+                yield self._decoder.decode(body)
             except msgspec.MsgspecError as error:
                 raise FrameError(str(error)) from None
+
+
+class Reader(FrameReader[Message]):
+    """Reads what workers and the planner process say to each other."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(_decoder, MAX_FRAME)

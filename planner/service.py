@@ -405,7 +405,7 @@ class _Supervisor(asyncio.Protocol):
 
     def send(self, message: Control) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(control.encode(message))
+            self._transport.write(encode(message))
 
 
 class _Forward(logging.Handler):

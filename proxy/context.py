@@ -40,9 +40,8 @@ NO_REPLICATION: Final = error_response("25006", "replication connections are ref
 _SWEEP_SECONDS: Final = 1.0
 _OUR_KEY: Final = 0x4000_0000  # set in the process ids we make up; real ones are far below
 _MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently used unused ones go first
-_OWN_QUERY_SECONDS: Final = (
-    5.0  # how long a cancel request waits for a query of the proxy's own, and how often it looks
-)
+# How long a cancel request waits for a query of the proxy's own, and how often it looks.
+_OWN_QUERY_SECONDS: Final = 5.0
 _OWN_QUERY_LOOK: Final = 0.0005
 _MAX_CANCELS: Final = 64  # cancel requests under way at once; nobody has logged in to send one
 

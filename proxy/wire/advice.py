@@ -9,8 +9,7 @@ import re
 from typing import Final
 
 from proxy.steering import Decision
-from proxy.wire.frames import BIND, CLOSE, DESCRIBE, EXECUTE, FLUSH, HEADER, PARSE, QUERY, SYNC
-from proxy.wire.messages import message
+from proxy.wire.frames import CLOSE, DESCRIBE, EXECUTE, FLUSH, HEADER, QUERY, SYNC
 from proxy.wire.statements import literal
 
 # The names under which our own statements and portals stand on a backend while a batch runs. They are closed right
@@ -79,29 +78,6 @@ def _kept(name: bytes) -> bytes:
 
 def _set(known: bytes, name: bytes, value: bytes) -> bytes:
     return b"CASE WHEN " + known + b" IS NOT NULL THEN pg_catalog.set_config(" + name + b"," + value + b",true) END"
-
-
-def parse_message(name: bytes, text: bytes, types: bytes = b"\0\0") -> bytes:
-    body = name + b"\0" + text + b"\0" + types
-    return HEADER.pack(PARSE, len(body) + 4) + body
-
-
-def bind_message(portal: bytes, name: bytes, rest: bytes) -> bytes:
-    """``rest`` is from the count of parameter format codes on."""
-    body = portal + b"\0" + name + b"\0" + rest
-    return HEADER.pack(BIND, len(body) + 4) + body
-
-
-def execute_message(portal: bytes) -> bytes:
-    return message(b"E", portal + b"\0\0\0\0\0")
-
-
-def describe_message(name: bytes) -> bytes:
-    return message(b"D", b"S" + name + b"\0")
-
-
-def close_message(kind: bytes, name: bytes) -> bytes:
-    return message(b"C", kind + name + b"\0")
 
 
 def field(body: bytes, code: bytes) -> bytes:

@@ -17,7 +17,7 @@ from collections import deque
 from typing import Final
 
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known, Steering
-from proxy.wire import advice
+from proxy.wire import advice, messages
 from proxy.wire.conversation import FRESH, KIND, OWN, STEERED, SUSPENDED, Conversation
 from proxy.wire.frames import (
     BIND,
@@ -45,9 +45,8 @@ _PORTALS: Final = 1000  # bound with advice in one transaction and remembered fo
 # Added to the entry of a Parse whose text is remembered once it has succeeded.
 _KEPT: Final = 0x4000
 _ABORTED: Final = b"25P02"
-_FATAL: Final = (b"\0VFATAL\0", b"\0VPANIC\0")
 
-_CLOSE_STATEMENT: Final = advice.close_message(b"S", advice.STATEMENT)
+_CLOSE_STATEMENT: Final = messages.close(b"S", advice.STATEMENT)
 
 _unpack = HEADER.unpack_from
 
@@ -334,11 +333,11 @@ class SteeredConversation(Conversation):
             pieces.append(self._run_ours(advice.save_and_set(decision), run))
         if decision.parse_for is not known:
             decision.parse_for = known
-            decision.parse = advice.parse_message(advice.STATEMENT, decision.prefix + known.text, known.types)
+            decision.parse = messages.parse(advice.STATEMENT, decision.prefix + known.text, known.types)
         pieces.append(decision.parse)
         self._owe_ours(PARSE | STEERED, run)
         name_end = portal_end + 1 + len(name)
-        pieces.append(advice.bind_message(data[pos + 5 : portal_end], advice.STATEMENT, data[name_end + 1 : end]))
+        pieces.append(messages.bind(data[pos + 5 : portal_end], advice.STATEMENT, data[name_end + 1 : end]))
         self._owe_steered(BIND, run)
         pieces.append(_CLOSE_STATEMENT)
         self._owe_ours(CLOSE | STEERED, run)
@@ -365,7 +364,7 @@ class SteeredConversation(Conversation):
         if self._pending and any(prepared.name == name for prepared in self._pending):
             return b""  # it has just been prepared
         self._owe_ours(DESCRIBE, TIDYING)
-        return advice.describe_message(name)
+        return messages.describe(b"S", name)
 
     def _run_ours(self, text: bytes, run: Run) -> bytes:
         for kind in (PARSE, BIND, EXECUTE, CLOSE, CLOSE):
@@ -373,11 +372,11 @@ class SteeredConversation(Conversation):
         name = advice.HELPER
         return b"".join(
             (
-                advice.parse_message(name, text),
-                advice.bind_message(name, name, b"\0\0\0\0\0\0"),
-                advice.execute_message(name),
-                advice.close_message(b"P", name),
-                advice.close_message(b"S", name),
+                messages.parse(name, text),
+                messages.bind(name, name, b"\0\0\0\0\0\0"),
+                messages.execute(name),
+                messages.close(b"P", name),
+                messages.close(b"S", name),
             )
         )
 
@@ -385,7 +384,7 @@ class SteeredConversation(Conversation):
         """An error may have kept ours from being closed."""
         self._owe_ours(CLOSE | STEERED, TIDYING)
         self._owe_ours(CLOSE | STEERED, TIDYING)
-        return _CLOSE_STATEMENT + advice.close_message(b"S", advice.HELPER)
+        return _CLOSE_STATEMENT + messages.close(b"S", advice.HELPER)
 
     def _tidy(self) -> bytes:
         """Leaves nothing of ours on the backend. pg_hint_plan may keep the hint of the text parsed last until a query
@@ -394,9 +393,7 @@ class SteeredConversation(Conversation):
         self._owe_ours(PARSE | STEERED, TIDYING)
         self._owe_ours(CLOSE | STEERED, TIDYING)
         self._hinted = False
-        return (
-            closes + advice.parse_message(advice.STATEMENT, b"SELECT 1") + advice.close_message(b"S", advice.STATEMENT)
-        )
+        return closes + messages.parse(advice.STATEMENT, b"SELECT 1") + messages.close(b"S", advice.STATEMENT)
 
     def _owe_ours(self, entry: int, run: Run) -> None:
         """A message of ours in an extended batch; ``run`` goes with one that is STEERED."""
@@ -506,7 +503,7 @@ class SteeredConversation(Conversation):
         """An error of a statement with advice, or of what advice added."""
         run = self._runs[0]
         body = data[pos + 5 : end]
-        fatal = any(severity in body for severity in _FATAL)  # the client must know, whoever asked
+        fatal = messages.is_fatal(body)  # the client must know, whoever asked
         self._hinted = True
         simple = head & KIND == QUERY
         others = not simple and any(not entry & OWN for entry in self._batch())

@@ -24,6 +24,36 @@ def cstring(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape") + b"\0"
 
 
+def parse(name: bytes, text: bytes, types: bytes = b"\0\0") -> bytes:
+    """``types`` is the tail from the count of parameter types on."""
+    return message(b"P", name + b"\0" + text + b"\0" + types)
+
+
+def bind(portal: bytes, name: bytes, rest: bytes) -> bytes:
+    """``rest`` is the tail from the count of parameter format codes on."""
+    return message(b"B", portal + b"\0" + name + b"\0" + rest)
+
+
+def execute(portal: bytes) -> bytes:
+    """Without a limit of rows."""
+    return message(b"E", portal + b"\0\0\0\0\0")
+
+
+def describe(kind: bytes, name: bytes) -> bytes:
+    """``kind``: ``S`` for a statement, ``P`` for a portal."""
+    return message(b"D", kind + name + b"\0")
+
+
+def close(kind: bytes, name: bytes) -> bytes:
+    """``kind``: ``S`` for a statement, ``P`` for a portal."""
+    return message(b"C", kind + name + b"\0")
+
+
+def is_fatal(body: bytes) -> bool:
+    """Whether an ErrorResponse says that the connection ends. It may be given whole or as its body."""
+    return body.find(b"\0VFATAL\0") >= 0 or body.find(b"\0VPANIC\0") >= 0
+
+
 def query(sql: str) -> bytes:
     return message(b"Q", cstring(sql))
 

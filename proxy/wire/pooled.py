@@ -11,7 +11,7 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Known, Steering
-from proxy.wire.advice import describe_message
+from proxy.wire import messages
 from proxy.wire.conversation import ALWAYS_WATCHED, KIND, OWN, STEERED, SUSPENDED, table_of
 from proxy.wire.delivery import TIDYING, Run
 from proxy.wire.frames import (
@@ -36,8 +36,8 @@ from proxy.wire.pins import (
     PIN_PREPARE,
     PIN_SETTINGS,
 )
-from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, close_message, reading
-from proxy.wire.session_state import FATAL_SIGNS, PARSED, Own, SessionState
+from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, reading
+from proxy.wire.session_state import PARSED, Own, SessionState
 from proxy.wire.statements import (
     BY_NAME,
     classify,
@@ -215,7 +215,7 @@ class PooledConversation(SessionState):
         if statement in prepared:
             prepared.discard(statement)
             self._change(CLOSE | OWN, None, statement)
-            before = close_message(statement.name)
+            before = messages.close(b"S", statement.name)
         before += self._evict(prepared.add(statement))
         self._change(PARSE, name, statement)
         return before + statement.parse_message(statement.name)
@@ -241,7 +241,12 @@ class PooledConversation(SessionState):
         name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
         statement = self._statement_of(name) if name_end >= 0 else None
         known = statement.known if statement is not None else None
-        if statement is not None and statement.reading and statement.reading != reading(statement.text, self.reported):
+        if (
+            known is not None
+            and statement is not None
+            and statement.reading
+            and statement.reading != reading(statement.text, self.reported)
+        ):
             known = None  # parsed anew for the advice, its constants would mean something else now
         decision = self._judge_bind(known, data, pos, name_end + 1, end)
         if decision is UNDECIDED:
@@ -286,7 +291,7 @@ class PooledConversation(SessionState):
         if before:
             return before
         self._owe_ours(DESCRIBE, TIDYING)
-        return describe_message(statement.name if name else b"")
+        return messages.describe(b"S", statement.name if name else b"")
 
     def _owe_ours(self, entry: int, run: Run) -> None:
         if entry & KIND in (PARSE, CLOSE):
@@ -326,7 +331,7 @@ class PooledConversation(SessionState):
             return None
         statement = self._forget(name)
         self._change(CLOSE, name, statement, owe=False)
-        return close_message(self.registry.absent) if statement is not None else None
+        return messages.close(b"S", self.registry.absent) if statement is not None else None
 
     def _forget(self, name: bytes) -> Statement | None:
         statement = self._named.pop(name, None)
@@ -379,12 +384,12 @@ class PooledConversation(SessionState):
             return None
         self.backend.prepared.unnamed = None
         self._change(CLOSE | OWN, b"", None)
-        return close_message(b"") + original
+        return messages.close(b"S", b"") + original
 
     def _evict(self, statements: list[Statement]) -> bytes:
         for statement in statements:
             self._change(CLOSE | OWN, None, statement)
-        return b"".join(close_message(statement.name) for statement in statements)
+        return b"".join(messages.close(b"S", statement.name) for statement in statements)
 
     def _change(
         self,
@@ -459,7 +464,7 @@ class PooledConversation(SessionState):
                 self._named_bytes += statement.size
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
-        if self.idle and not self.owed and not self.pins and any(sign in data[pos:end] for sign in FATAL_SIGNS):
+        if self.idle and not self.owed and not self.pins and messages.is_fatal(data[pos:end]):
             # Right behind the end of a transaction: it ends a backend that is nobody's any more, and no client.
             self.backend_ends = True
             return b""

@@ -14,7 +14,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from proxy.steering import Known
-from proxy.wire.frames import CLOSE, HEADER, PARSE
+from proxy.wire import messages
 from proxy.wire.statements import classify
 
 # What a prepared statement costs the server beside its text is far more than this; it keeps tiny texts from being free.
@@ -62,8 +62,7 @@ class Statement:
         return len(self.text) + len(self.types) + _OVERHEAD
 
     def parse_message(self, name: bytes) -> bytes:
-        body = name + b"\0" + self.text + b"\0" + self.types
-        return HEADER.pack(PARSE, len(body) + 4) + body
+        return messages.parse(name, self.text, self.types)
 
 
 # Stands for an unnamed statement on a backend that nobody knows, or that may not be there.
@@ -106,8 +105,3 @@ class StatementRegistry:
     def absent(self) -> bytes:
         """A name under which nothing is ever prepared: closing it does nothing but give a CloseComplete."""
         return self.prefix + b"0"
-
-
-def close_message(name: bytes) -> bytes:
-    body = b"S" + name + b"\0"
-    return HEADER.pack(CLOSE, len(body) + 4) + body

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from proxy.steering import Steering
+from proxy.wire import messages
 from proxy.wire.carried import NAMES_LIMIT, SETTINGS_LIMIT, VALUE_LIMIT, capture_query, columns_of, settings_batches
 from proxy.wire.conversation import KIND, OWN
 from proxy.wire.delivery import SteeredConversation
@@ -66,7 +67,6 @@ _TRICKY_ENCODINGS: Final = frozenset({b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB1803
 _HARMLESS_TAG: Final = re.compile(
     rb"(?:INSERT|UPDATE|DELETE|MERGE|COPY|BEGIN|START|SAVEPOINT|RELEASE|COMMIT|ROLLBACK|DEALLOCATE)\b"
 )
-FATAL_SIGNS: Final = (b"\0VFATAL\0", b"\0VPANIC\0")
 _CANCELED: Final = b"\0C57014\0"
 _OWN_TRIES: Final = 3
 _TEXTS_LIMIT: Final = 64 * 1024  # texts with SET in them that are remembered within one transaction
@@ -404,7 +404,7 @@ class SessionState(SteeredConversation):
         self._own_failed = True
         self._failure = data[pos + 5 : end]
         # The server ends the connection: the client must know, whoever asked last.
-        return None if any(fatal in self._failure for fatal in FATAL_SIGNS) else b""
+        return None if messages.is_fatal(self._failure) else b""
 
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         edited = super()._parameter_status(data, pos, end, head)

@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from proxy.steering.template import BROKEN, SEVERAL, template
-from proxy.wire.advice import bind_message, execute_message, first_word, parse_message
+from proxy.wire import messages
+from proxy.wire.advice import first_word
 from proxy.wire.messages import SYNC, message
 from tests.conformance.stage import Address
 
@@ -29,8 +30,8 @@ def as_extended(text: bytes) -> bytes | None:
     """The messages for a statement; None when it has to stay a Query."""
     if first_word(text) == b"copy" or template(text)[1] & (SEVERAL | BROKEN):
         return None
-    parse = parse_message(b"", text)
-    return parse + bind_message(b"", b"", b"\0\0\0\0\0\0") + _DESCRIBE_PORTAL + execute_message(b"") + SYNC
+    parse = messages.parse(b"", text)
+    return parse + messages.bind(b"", b"", b"\0\0\0\0\0\0") + _DESCRIBE_PORTAL + messages.execute(b"") + SYNC
 
 
 class _Connection:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.control import MAX_FRAME, Control, Event, Limits, ModelState, Poll, Reader, Reload, Report, Start, Upstream
-from planner.control import encode as encoded
 from planner.counters import BOUNDS, MAX_LABELS, Counters
+from planner.messages import encode as encoded
 from proxy import planner_metrics
 
 MESSAGES: list[Control] = [

@@ -7,7 +7,7 @@ import gc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.prepared import Statement, StatementRegistry, close_message
+from proxy.wire.prepared import Statement, StatementRegistry
 from proxy.wire.prepared_cache import PreparedCache
 
 
@@ -38,7 +38,6 @@ def test_statements_that_nobody_holds_are_forgotten() -> None:
 def test_messages() -> None:
     statement = Statement(b"n", b"select 1", b"\0\0")
     assert statement.parse_message(b"x") == b"P\0\0\0\x11x\0select 1\0\0\0"
-    assert close_message(b"x") == b"C\0\0\0\x07Sx\0"
 
 
 STATEMENTS = [
