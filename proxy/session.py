@@ -282,6 +282,9 @@ class PooledSession(Session):
 
     def data_received(self, data: bytes) -> None:
         self.counters.bytes_from_client += len(data)
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         backend = self.backend
         if backend is not None and not backend.cancelling and not self._pending:
             self._forward(backend, data)
@@ -317,6 +320,9 @@ class PooledSession(Session):
 
     def _forward(self, backend: Backend, data: bytes) -> None:
         talk = self._talk
+        if talk.refused_streams:
+            self._end_refused(backend, data)
+            return
         try:
             out = talk.from_client(data)
         except ProtocolViolation as error:
@@ -327,6 +333,15 @@ class PooledSession(Session):
         self._sent(backend, out)
         if talk.suspended:
             self._suspended()
+
+    def _end_refused(self, backend: Backend, data: bytes) -> None:
+        """Sends the rest of a message of COPY data that the server does not want any more, but waits for."""
+        rest = self._talk.rest_of_refused(data)
+        backend.transport.write(data[:rest])
+        if self._talk.idle:
+            self._transaction_over(backend)
+        if rest < len(data):
+            self._take(data[rest:])
 
     def _sent(self, backend: Backend, out: bytes) -> None:
         talk = self._talk

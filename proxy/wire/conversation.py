@@ -142,6 +142,7 @@ class Conversation:
         "owed",
         "ready_count",
         "refused",
+        "refused_streams",
         "status",
         "steering",
         "suspended",
@@ -166,6 +167,7 @@ class Conversation:
         self._watched: bytes = table_of(ALWAYS_WATCHED)
         self._held = b""  # the beginning of a client's message that is not complete yet
         self._streaming = 0  # bytes of a client's long message still to stream past
+        self.refused_streams = False  # that message was COPY data, and the COPY has failed
         self._tail = b""
         self._server_streaming = 0
         self._skipping = False  # the server discards everything up to the next Sync
@@ -253,6 +255,16 @@ class Conversation:
             return data if pos == size else data[:pos]
         pieces.append(data[emitted:pos])
         return b"".join(pieces)
+
+    def rest_of_refused(self, data: bytes) -> int:
+        """Of ``data``, how many bytes end the message that `refused_streams` is about; with its last byte the
+        transaction is over."""
+        rest = min(self._streaming, len(data))
+        self._streaming -= rest
+        if not self._streaming:
+            self.refused_streams = False
+            self.idle = True
+        return rest
 
     def decided(self, decision: Decision) -> bytes:
         """The bytes to send to the server once the message that suspended the conversation has been decided on. It may
@@ -514,7 +526,10 @@ class Conversation:
             self._ended()
             while owed and owed[0] == COPY_DONE:
                 owed.popleft()  # meant for a COPY that failed before it began
-        self.idle = self.status == IDLE and not owed and not self.suspended
+        over = self.status == IDLE and not owed and not self.suspended
+        # The server waits for the rest of a message that it began to get, even one of a COPY that it has refused.
+        self.refused_streams = over and self._streaming > 0
+        self.idle = over and not self.refused_streams
         if head & OWN:
             return b"" if head & STEERED else self._own_ready()
         self.ready_count += 1

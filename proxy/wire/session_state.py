@@ -206,7 +206,8 @@ class SessionState(SteeredConversation):
         self._recorded = self._retried = None
         self._portals.clear()
         held, self._held = self._held, b""
-        # Only COPY data that the server has refused already can still be streaming now: the rest goes nowhere.
+        # A backend that ends may have been at COPY data: the rest goes nowhere.
+        self.refused_streams = False
         self._discarding, self._streaming = self._streaming, 0
         return held
 

@@ -51,8 +51,14 @@ def test_each_size_has_its_lane_and_its_order(lanes: Lanes) -> None:
 
 
 def test_a_slow_statement_does_not_hold_up_short_ones(lanes: Lanes) -> None:
-    asker, release = Asker(), threading.Event()
-    assert lanes.put(asker.job(lambda lane: release.wait(10) and "slow"), SLOW_BYTES + 1)
+    asker, begun, release = Asker(), threading.Event(), threading.Event()
+
+    def slow(lane: int) -> object:
+        begun.set()
+        return release.wait(10) and "slow"
+
+    assert lanes.put(asker.job(slow), SLOW_BYTES + 1)
+    assert begun.wait(10)
     assert lanes.put(asker.job(lambda lane: "quick"), 10)
     assert asker.next() == "quick"
     assert lanes.stuck_seconds > 0

@@ -436,6 +436,27 @@ async def test_strays_hold_no_backend(one: Proxy, database: str) -> None:
         assert await first.value("select 1") == "1"
 
 
+@pytest.mark.parametrize("rest", [1, 49_000, 50_000])
+async def test_a_copy_refused_within_a_message(one: Proxy, database: str, rest: int) -> None:
+    """The server reads a message of COPY data to its end also when it has refused the COPY before that."""
+    async with clients(one, database, 2) as (first, second):
+        await first.query("create table t (a int)")
+        first.send(query("copy t from stdin"))
+        await first.until(b"G")
+        long = copy_data(b"x" * 100_000)
+        first.send(copy_data(b"bad\n") + long[:-50_000])
+        with pytest.raises(ServerError, match="22P02"):
+            await first.until_ready()
+        other = asyncio.create_task(second.value("select 2"))
+        first.send(long[-50_000:-rest])
+        await asyncio.sleep(0.05)
+        assert not other.done()
+        first.send(long[-rest:] + copy_data(b"1\n") + COPY_DONE + query("select 1"))
+        assert await other == "2"
+        assert (await first.until_ready())[-1] == (b"Z", b"I")
+        assert await first.value("select count(*) from t") == "0"
+
+
 async def test_a_backend_that_is_killed(one: Proxy, database: str, postgres: Postgres) -> None:
     async with clients(one, database, 2) as (first, second):
         pid = await first.value("begin; select pg_backend_pid()")

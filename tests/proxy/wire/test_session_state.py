@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.wire.messages import query
+from proxy.wire.messages import message, query
 from proxy.wire.pins import (
     PIN_ADVISORY,
     PIN_HOLD,
@@ -358,6 +358,23 @@ def copy_and_its_strays() -> PooledTranscript:
     more = transcript.pooled.without_strays(copy_data() + copy_data() + COPY_DONE + FLUSH + query("x"))
     assert more == query("x")
     return transcript
+
+
+def test_a_copy_refused_within_a_message() -> None:
+    """The backend is nobody else's before the server has got the whole message, wanted or not."""
+    begun = copy_data() + message(b"d", b"x" * 1000)[:-600]
+    transcript = PooledTranscript().client(query("copy t from stdin")).server(COPY_IN)
+    pooled = transcript.pooled
+    assert pooled.from_client(begun) == begun
+    answer = error() + ready()
+    assert pooled.from_server(answer) == answer
+    assert pooled.refused_streams
+    assert not pooled.idle
+    assert pooled.rest_of_refused(b"x" * 100) == 100
+    assert not pooled.idle
+    assert pooled.rest_of_refused(b"x" * 500 + query("y")) == 500
+    assert pooled.idle
+    assert not pooled.refused_streams
 
 
 SCRIPTS: dict[str, Callable[[], PooledTranscript]] = {
