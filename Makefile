@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 DIR ?= .pilotwire
 WORKERS ?= 2
 
-.PHONY: run test test-long test-compiled compiled bench bench-steer conformance lint format install clean
+.PHONY: run test test-long test-compiled compiled bench bench-steer bench-guard conformance lint format install clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -37,12 +37,15 @@ compiled: install
 test-compiled: compiled
 	cd build/compiled && PYTHONPATH=$(abspath build/compiled) $(abspath $(BIN))/pytest -n $(WORKERS) --dist loadgroup tests/proxy/wire tests/proxy/test_session_dedicated.py tests/proxy/test_session_pooled.py tests/proxy/upstream tests/clients $(ARGS)
 
-bench: install
+bench: compiled
 	@tests/support/install_tools.sh bench
 	$(BIN)/python -m benchmarks.wire $(ARGS)
 
 bench-steer: install
 	$(BIN)/python -m benchmarks.steer $(ARGS)
+
+bench-guard: install
+	$(BIN)/python -m benchmarks.never_loses $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

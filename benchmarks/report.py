@@ -23,6 +23,8 @@ KIB, MIB = 1024, 1024 * 1024
 BASELINES = {
     "pilotwire session": "pgbouncer session",
     "pilotwire transaction": "pgbouncer transaction",
+    "pilotwire session compiled": "pgbouncer session",
+    "pilotwire transaction compiled": "pgbouncer transaction",
 }
 
 

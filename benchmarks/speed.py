@@ -20,6 +20,8 @@ VARIANTS = (
     Variant("pgbouncer", "transaction"),
     Variant("pilotwire", "session"),
     Variant("pilotwire", "transaction"),
+    Variant("pilotwire", "session", compiled=True),
+    Variant("pilotwire", "transaction", compiled=True),
 )
 
 

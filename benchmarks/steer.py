@@ -189,6 +189,8 @@ def serving(server: EmbeddedServer, database: str, models: Path, work: Path, rep
     command = [
         sys.executable, "-m", "pilotwire", "serve", "--upstream", server.dsn(database), "--listen", f"{HOST}:{port}",
         "--admin", f"{HOST}:{admin}", "--auth", "trust", "--workers", "1", "--models", str(models),
+        # What is measured is the model by itself.
+        "--evidence", "none", "--store", "none",
     ]  # fmt: skip
     report("starting the proxy")
     with server_process(command, port, work / "proxy.log", environment={"PILOTWIRE_DRAIN_TIMEOUT": "1"}):

@@ -131,7 +131,7 @@ async def cached_us() -> float:
         started = time.perf_counter()
         for _ in range(REPEATS):
             session.query(text)
-            session.done(0.001, failed=False)
+            session.done(0.001, b"C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I")
         batches.append((time.perf_counter() - started) / REPEATS * 1e6)
     log.close()
     return statistics.median(batches)

@@ -23,7 +23,8 @@ from planner.resolve import resolve
 from planner.sql import read
 from planner.subplans import connected, join_pairs
 from training.counting import BlockCounts, Count, selects, source_of
-from training.labels import LabelFile, Labeller, digest
+from training.labels import Labeller, digest
+from training.training_set import TrainingSet
 
 COUNT_SECONDS = 20.0
 
@@ -81,7 +82,7 @@ def q_errors(sub_plans: Sequence[SubPlan]) -> dict[str, tuple[float, float]]:
 
 
 async def find_truth(dsn: str, models: Path, data: DataSet, labels: Path, budget: float, report: Any) -> Truth:
-    """Count within `budget` seconds; counts of an earlier run in the file `labels` are used again."""
+    """Count within `budget` seconds; counts of an earlier run in the training set `labels` are used again."""
     found = Truth()
     async with await Planner.connect(dsn, models=models) as planner:
         wanted: list[_Wanted] = []
@@ -94,10 +95,11 @@ async def find_truth(dsn: str, models: Path, data: DataSet, labels: Path, budget
                     model[query.name, known.block, known.mask] = known.rows
             wanted += await asyncio.to_thread(_sub_plans, query, planner)
         snapshot = planner.snapshot
-    with LabelFile(labels, snapshot.database, snapshot.schema_hash) as file:
+    with TrainingSet(labels) as kept:
+        kept.belongs_to(snapshot.database, snapshot.schema_hash)
         labeller = Labeller(
             dsn,
-            file,
+            kept,
             budget=budget,
             timeout=COUNT_SECONDS,
             progress=lambda state: report(

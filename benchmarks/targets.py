@@ -47,16 +47,17 @@ CONFIG: dict[str, str | int] = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which server, in which mode, and whether its clients come with TLS or a password."""
+    """Which server, in which mode, whether its clients come with TLS or a password, and of pilotwire which build."""
 
     kind: Kind
     pool_mode: PoolMode = "session"
     tls: bool = False
     scram: bool = False
+    compiled: bool = False
 
     @property
     def name(self) -> str:
-        extras = [extra for extra, on in (("tls", self.tls), ("scram", self.scram)) if on]
+        extras = [extra for extra, on in (("tls", self.tls), ("scram", self.scram), ("compiled", self.compiled)) if on]
         mode = [] if self.kind == "direct" else [self.pool_mode]
         return " ".join([self.kind, *mode, *extras])
 
@@ -96,6 +97,8 @@ class Bench:
     pgbouncer: PgBouncerProgram | None
     account: Account | None
     report: Callable[[str], None]
+    compiled: Path | None = None  # the folder of the compiled build
+    models: Path | None = None  # with models, pilotwire steers
     python: str = field(default=sys.executable)
 
     def private(self, name: str, kind: Kind) -> Path:
@@ -119,6 +122,8 @@ class Bench:
         return context
 
     def can_run(self, variant: Variant) -> bool:
+        if variant.compiled and self.compiled is None:
+            return False
         return variant.kind != "pgbouncer" or self.pgbouncer is not None
 
     @contextlib.contextmanager
@@ -187,7 +192,12 @@ def pilotwire_settings(variant: Variant, bench: Bench) -> dict[str, str]:
         "PILOTWIRE_AUTH": "scram-sha-256" if variant.scram else "trust",
         "PILOTWIRE_MAX_CLIENTS": str(TRANSACTION_CLIENTS),
         "PILOTWIRE_DRAIN_TIMEOUT": "1",
+        "PILOTWIRE_STATE_DIR": str(bench.work),
     }
+    if bench.models is not None:
+        settings["PILOTWIRE_MODELS"] = str(bench.models)
+    if variant.compiled:
+        settings |= {"PYTHONPATH": str(bench.compiled), "PYTHONSAFEPATH": "1"}
     if variant.scram:
         settings["PILOTWIRE_USERS_FILE"] = str(bench.private("users.txt", "pilotwire"))
     if variant.pool_mode == "transaction":
@@ -205,7 +215,12 @@ def pilotwire_settings(variant: Variant, bench: Bench) -> dict[str, str]:
 
 @contextlib.contextmanager
 def prepared_bench(
-    report: Callable[[str], None], program: Path | None = None, *, want_pgbouncer: bool = True
+    report: Callable[[str], None],
+    program: Path | None = None,
+    *,
+    want_pgbouncer: bool = True,
+    compiled: Path | None = None,
+    models: Path | None = None,
 ) -> Iterator[Bench]:
     """A fresh server, a PgBouncer, certificates and users in a temporary directory; all gone when the block ends."""
     account = server_account()
@@ -215,7 +230,7 @@ def prepared_bench(
     try:
         found = pgbouncer.find(work, report, program) if want_pgbouncer else None
         server.start(report)
-        bench = Bench(server, work, found, account, report)
+        bench = Bench(server, work, found, account, report, compiled, models)
         _write_certificate(bench)
         bench.give("users.txt", f'"postgres" ""\n"{SCRAM_USER}" "{SCRAM_PASSWORD}"\n'.encode())
         server.run(

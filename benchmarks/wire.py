@@ -30,6 +30,8 @@ from pilotwire.embedded import EmbeddedError
 Part = Literal["speed", "latency", "connect", "memory", "bulk", "stall"]
 PARTS: tuple[Part, ...] = ("speed", "latency", "connect", "memory", "bulk", "stall")
 RESULTS = Path(__file__).parent / "results"
+COMPILED = Path(__file__).resolve().parent.parent / "build" / "compiled"
+"""Where ``make compiled`` puts the compiled build; without it only the pure one is measured."""
 
 app = typer.Typer(add_completion=False)
 
@@ -43,6 +45,9 @@ def main(
     parts: Annotated[str, typer.Option(help=f"Only these parts: {', '.join(PARTS)}.")] = ",".join(PARTS),
     targets: Annotated[str, typer.Option(help="Only targets whose name holds one of these words.")] = "",
     bulk_mb: Annotated[int, typer.Option(min=1, help="Size of a large result, in MB.")] = 1024,
+    models: Annotated[
+        Path | None, typer.Option(help="A folder of models: pilotwire then has steering on.", exists=True)
+    ] = None,
     pgbouncer: Annotated[Path | None, typer.Option(help="The PgBouncer to compare with.", exists=True)] = None,
     output: Annotated[Path | None, typer.Option(help="Where the JSON goes; a dated file by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a promise is not kept.")] = False,
@@ -65,7 +70,8 @@ def main(
         report = _reporter(console, status)
         try:
             idle_memory.allow_sockets(8192)
-            with prepared_bench(report, pgbouncer) as bench:
+            compiled = COMPILED if any(COMPILED.glob("proxy/wire/*.so")) else None
+            with prepared_bench(report, pgbouncer, compiled=compiled, models=models) as bench:
                 plan.run(bench, results, report)
             results.complete = True
         except (BenchmarkError, EmbeddedError) as error:

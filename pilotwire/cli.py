@@ -35,7 +35,19 @@ COMMANDS = {
         "pilotwire.explain_command", "explain", "Show what would be told to PostgreSQL about a statement, and why."
     ),
     "run": Command("pilotwire.run_command", "run", "Try it: an embedded PostgreSQL with the proxy in front of it."),
+    "explore": Command(
+        "pilotwire.explore_command", "explore", "Verify off the query path what makes statements faster."
+    ),
+    "collect": Command(
+        "pilotwire.collect_command", "collect", "Fill a training set: a workload, true row counts, times of arms."
+    ),
     "train": Command("pilotwire.train_command", "train", "Train a model on a database and a file of queries."),
+    "evaluate": Command(
+        "pilotwire.evaluate_command", "evaluate", "Measure whether steering pays on a workload, and write a report."
+    ),
+    "trainer": Command(
+        "pilotwire.trainer_command", "app", "Train again on a schedule and on events; only better models serve.", True
+    ),
     "demo": Command(
         "pilotwire.demo_command", "demo", "See what it gains: a shop's database and its queries, plain and steered."
     ),
@@ -44,6 +56,19 @@ COMMANDS = {
     ),
     "model": Command(
         "pilotwire.model_command", "app", "Look into model files, check them, choose which one serves.", True
+    ),
+    "memory": Command(
+        "pilotwire.memory_command", "app", "See what was learned about queries; approve, reject, freeze.", True
+    ),
+    "ledger": Command(
+        "pilotwire.ledger_command", "app", "See and export what was changed about steering, by whom and why.", True
+    ),
+    "store": Command(
+        "pilotwire.store_command", "app", "The store: upgrade it, back it up, move it to PostgreSQL.", True
+    ),
+    "top": Command("pilotwire.top_command", "top", "Watch a running instance: is it healthy, is it helping?"),
+    "demo-load": Command(
+        "pilotwire.demo_load_command", "demo_load", "Fill a database with the demo's shop, send traffic."
     ),
     "config-reference": Command(
         "pilotwire.config_reference", "config_reference", "Print docs/configuration.md.", hidden=True

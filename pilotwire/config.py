@@ -20,18 +20,18 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from pilotwire import secret_files
-from proxy import settings_rules
+from proxy import settings_rules, settings_store
 from proxy.settings import ListenerOptions, ProxySettings, docs
 
 PREFIX = "PILOTWIRE_"
 COMMAND_LINE, ENVIRONMENT, DEFAULT = "command line", "environment", "default"
 WORKED_OUT = "worked out from other settings"
-SECRETS = frozenset({"admin_token", "upstream_password"})
+SECRETS = frozenset({"admin_token", "store_password", "upstream_password"})
 LISTS = frozenset({
     "listen", "read_only_users", "steer_off_applications", "steer_off_databases", "steer_off_fingerprints",
-    "steer_off_users",
+    "steer_modes", "steer_off_users",
 })  # fmt: skip
-_NOT_SETTINGS = frozenset({"PILOTWIRE_CONFIG"})
+_NOT_SETTINGS = frozenset({"PILOTWIRE_CONFIG", settings_store.STATE_VARIABLE})
 
 
 class SettingsError(ValueError):
@@ -102,10 +102,12 @@ def _from_command_line(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for name in LISTS & values.keys():
         # An option may be repeated and may hold several items separated by commas.
         values[name] = values[name] if isinstance(values[name], str) else ",".join(values[name])
-    if not SECRETS.isdisjoint(values) or _holds_password(values.get("upstream")):
+    in_store = "store_password" in values or settings_store.holds_password(values.get("store"))
+    if in_store or not SECRETS.isdisjoint(values) or _holds_password(values.get("upstream")):
         raise SettingsError(
             "a password on the command line can be read by every user of this machine: put the DSN into "
-            "PILOTWIRE_UPSTREAM or a TOML file of mode 0600, or the password into a passfile (--upstream-passfile)"
+            f"{'PILOTWIRE_STORE' if in_store else 'PILOTWIRE_UPSTREAM'} or a TOML file of mode 0600, or the password "
+            f"into {'the passfile of libpq (PGPASSFILE)' if in_store else 'a passfile (--upstream-passfile)'}"
         )
     return values
 
@@ -211,6 +213,8 @@ def _describe(detail: ErrorDetails, origins: dict[str, str]) -> str:
         near = difflib.get_close_matches(str(detail["loc"][-1]), ListenerOptions.model_fields, n=1)
         return f'{name}: unknown key "{detail["loc"][-1]}"' + (f'; did you mean "{near[0]}"?' if near else "")
     given = detail["input"]
-    shown = f" {given!r}" if name not in SECRETS | {"upstream"} and isinstance(given, str | int | float) else ""
+    shown = (
+        f" {given!r}" if name not in SECRETS | {"store", "upstream"} and isinstance(given, str | int | float) else ""
+    )
     where = ".".join(str(part) for part in detail["loc"])
     return f"{where}{shown[:200]} ({origins.get(name, DEFAULT)}): {message}"

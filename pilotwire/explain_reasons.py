@@ -33,6 +33,7 @@ REASONS: Final[dict[str, str]] = {
     "schema_mismatch": "its tables have changed since the model was trained",
     "unknown_featurizer": "this program cannot compute the model's inputs, which belong to another version",
     "out_of_range": "the model has not seen the like of it in training",
+    "uncertain": "other settings may be faster, but the model is not sure of it",
     "no_change": "the model agrees with PostgreSQL's own estimates",
     "cheap": "it is too short to gain anything",
     "not_expressible": "the advice cannot be written in this server's dialect",

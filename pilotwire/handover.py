@@ -257,13 +257,3 @@ class Neighbour:
         self.gone.set()
         if self._on_lost is not None:
             self._on_lost()
-
-
-def notify_systemd(state: str) -> None:
-    """Tells systemd (``Type=notify``) about a change; does nothing elsewhere."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)

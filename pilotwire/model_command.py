@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pilotwire.errors import StartError
+from pilotwire.model_compare import compare
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,7 @@ Models = Annotated[
     Path, typer.Option("--models", metavar="DIR", envvar="PILOTWIRE_MODELS", help="The folder of models.")
 ]
 KindName = Annotated[str, typer.Option("--kind", help="Which kind of model: cardinality or hints.")]
+app.command()(compare)
 STATUS_STYLES = {"active": "green", "valid": "cyan", "kept": "dim", "refused": "red"}
 
 

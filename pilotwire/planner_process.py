@@ -26,6 +26,7 @@ from planner.blackbox import BlackBox
 from planner.control import (
     Control,
     Event,
+    Keeping,
     Limits,
     ModelState,
     Poll,
@@ -306,7 +307,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 def start_message(settings: ProxySettings, path: str, blackbox: BlackBox) -> Start:
     """What a planner process needs to know."""
-    return Start(path, upstream(settings), settings.models, limits(settings), blackbox.fd, blackbox.quarantine)
+    keeping = Keeping(settings.store_url or "", settings.store_literals, settings.store_retention)
+    return Start(path, upstream(settings), settings.models, limits(settings), blackbox.fd, blackbox.quarantine, keeping)
 
 
 def upstream(settings: ProxySettings) -> Upstream:
@@ -341,6 +343,17 @@ def limits(settings: ProxySettings) -> Limits:
         databases_off=tuple(settings.steer_off_databases),
         applications_off=tuple(settings.steer_off_applications),
         fingerprints_off=tuple(settings.steer_off_fingerprints),
+        mode_rules=tuple(settings.steer_modes),
+        evidence=settings.evidence,
+        min_calls=settings.steer_min_calls,
+        min_gain=settings.min_gain,
+        min_gain_ms=settings.min_gain_ms,
+        template_gain=settings.template_gain,
+        control_share=settings.control_share,
+        canary_share=settings.canary_share,
+        regret_budget=settings.regret_budget,
+        trial_share=settings.trial_share,
+        evidence_age_s=settings.evidence_max_age,
     )
 
 

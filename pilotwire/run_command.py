@@ -160,11 +160,12 @@ def _proxy(
     port, admin_port = _free(port), _free(admin_port)
     command = [
         "serve", "--upstream", server.dsn(), "--listen", f"{HOST}:{port}", "--admin", f"{HOST}:{admin_port}",
-        "--drain-timeout", str(DRAIN_SECONDS),
+        "--drain-timeout", str(DRAIN_SECONDS), "--store", str(directory.absolute() / "store.db"),
     ]  # fmt: skip
     if models is not None:
         models.mkdir(parents=True, exist_ok=True)
-        command += ["--models", str(models)]
+        # What is shown is the model by itself, from the first execution on.
+        command += ["--models", str(models), "--evidence", "none"]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((directory / "proxy.log").open("wb")) if quiet else None
         # A process group of its own: Ctrl-C reaches us alone, and we stop first the proxy and then the server.

@@ -12,6 +12,7 @@ from typing import Any
 from proxy.dsn import Host, parse_dsn
 from proxy.settings import ProxySettings, docs
 from proxy.settings_rules import fold_dsn
+from proxy.settings_store import fold_store
 
 _MAX_PASSFILE = 1 << 20
 # Files that nobody but their group may read; certificates are public.
@@ -26,8 +27,8 @@ def check_config(config: Path | None, values: Mapping[str, Any], warnings: list[
     folded = dict(values)
     # A DSN that cannot be read is reported where it is used, and may not be used at all.
     with contextlib.suppress(ValueError):
-        folded = fold_dsn(folded)
-    if folded.get("upstream_password") and _open_to(config, 0o077):
+        folded = fold_store(fold_dsn(folded))
+    if (folded.get("upstream_password") or folded.get("store_password")) and _open_to(config, 0o077):
         warnings.append(f"{config} holds a password and other users can read it: chmod 0600 {config}")
 
 

@@ -14,22 +14,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from pilotwire.admin_view import AdminView
 from pilotwire.errors import StartError
-from pilotwire.handover import ControlSocket, Inherited, Neighbour, Role, ask_for_sockets, notify_systemd
+from pilotwire.explorer_process import ExplorerProcess
+from pilotwire.handover import ControlSocket, Inherited, Neighbour, Role, ask_for_sockets
 from pilotwire.listening import Listening, from_systemd, open_all, socket_text
+from pilotwire.mode_switch import ModeSwitch
+from pilotwire.pausing import PauseSwitch
 from pilotwire.planner_process import PlannerProcess
+from pilotwire.systemd import keep_watchdog, notify_systemd
 from pilotwire.upstream_check import Reachability, check_upstream
-from pilotwire.workers import WorkerProcess, gather_quietly, how_ended, resident_bytes
+from pilotwire.workers import WorkerProcess, cancel_in_one, gather_quietly, how_ended, resident_bytes
 from proxy.admin.app import create_app
 from proxy.admin.server import AdminServer
-from proxy.admin.source import ModelStatus, PlannerUnavailableError, Status
+from proxy.admin.source import ModelStatus, PlannerUnavailableError, Reloaded, Status
 from proxy.control import ControlLostError, Message, worker_of_key
 from proxy.logs import Log
 from proxy.metrics import MergedCounters
@@ -82,6 +88,7 @@ class Supervisor:
         self._admin: AdminServer | None = None
         self._control: ControlSocket | None = None
         self._planner: PlannerProcess | None = None
+        self._explorer = ExplorerProcess(log)
         self._predecessor: Neighbour | None = None
         self._successor: Neighbour | None = None
         self._reachable = Reachability()
@@ -95,6 +102,9 @@ class Supervisor:
         self._generation = 0
         self._restarts = 0
         self._start_time = time.time()
+        self._modes = ModeSwitch(self._workers.values, log)
+        self.pauses = PauseSwitch(self._workers.values, lambda: (self._predecessor, self._successor), log)
+        self._view = AdminView(self)
 
     # --- from the start to the end -------------------------------------------------------------------------------
 
@@ -107,6 +117,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name, task)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGUSR2, self._on_kill_switch)
         try:
             await self._start()
             await self._ended.wait()
@@ -117,7 +128,7 @@ class Supervisor:
             await self._close()
             # The loop restores the default handlers when it closes; a late second SIGTERM must not turn a drain in
             # order into a death by signal. The process is about to end.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
         return 0
 
     async def _start(self) -> None:
@@ -130,10 +141,11 @@ class Supervisor:
         slots = [slot for slot in range(MAX_WORKER_ID + 1) if slot not in taken][: settings.workers]
         if len(slots) < settings.workers:
             raise StartError("too many instances are draining at once: wait until some have ended")
-        if settings.models and not settings.planner_socket:
+        if (settings.models or settings.evidence != "none") and not settings.planner_socket:
             self._planner = PlannerProcess(settings, self._log, self._merged)
             self._planner.apply(settings)
-        self._workers = {slot: self._new_worker(slot) for slot in slots}
+        self._explorer.apply(settings)
+        self._workers.update({slot: self._new_worker(slot) for slot in slots})
         await self._start_first_workers()
         await self._start_admin()
         if inherited is not None:
@@ -157,6 +169,7 @@ class Supervisor:
             pid=os.getpid(),
         )
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
+        self._spawn(keep_watchdog())
 
     def _take_over(self) -> Inherited | None:
         if not self._settings.control_socket:
@@ -200,12 +213,13 @@ class Supervisor:
     def _for_workers(self) -> ProxySettings:
         """The settings as workers get them: they are told where our planner process listens."""
         if self._planner is None:
-            return self._settings
-        return self._settings.model_copy(update={"planner_socket": self._planner.socket})
+            return self.settings
+        return self.settings.model_copy(update={"planner_socket": self._planner.socket})
 
     async def _start_admin(self) -> None:
+        self._view.start()
         if self._admin_listening is not None:
-            app = create_app(self, _admin_token(self._settings))
+            app = create_app(self._view, _admin_token(self._settings))
             self._admin = AdminServer(app, self._admin_listening.sock)
             await self._admin.start()
 
@@ -217,8 +231,10 @@ class Supervisor:
             worker.kill()
         if self._planner is not None:
             await self._planner.stop()
+        await self._explorer.stop()
         if self._admin is not None:
             await self._admin.stop()
+        await self._view.close()
         if self._control is not None:
             self._control.close()
         for entry in (*self._listening, *([self._admin_listening] if self._admin_listening else [])):
@@ -262,6 +278,8 @@ class Supervisor:
                 worker.kill()
                 continue
             self._log.event("worker_restarted", worker=worker.slot, pid=worker.pid)
+            await self._modes.tell(self._settings)  # it may have been switched meanwhile
+            await self.pauses.tell()
             if self._draining.is_set():
                 worker.drain()
 
@@ -274,8 +292,13 @@ class Supervisor:
                 await self._route_cancel(
                     int(message["pid"]), str(message["secret"]), (self._predecessor, self._successor)
                 )
+            case "cancel_elsewhere":
+                others = [other for other in self._workers.values() if other is not worker]
+                return {"found": await cancel_in_one(others, int(message["pid"]), str(message["secret"]))}
             case "close_idle":
                 await self._close_idle(str(message["database"]), (self._predecessor, self._successor))
+            case "console":
+                return await self._view.console(message)
         return None
 
     async def _route_cancel(self, pid: int, secret: str, onwards: Sequence[Neighbour | None]) -> None:
@@ -321,9 +344,10 @@ class Supervisor:
         self._ended.set()
 
     def _on_hangup(self) -> None:
-        self._spawn(self._reload())
+        self._spawn(self.reload())
 
-    async def _reload(self) -> None:
+    async def reload(self) -> Reloaded:
+        """Reads the settings again and puts them in place; see ``proxy.admin.source``."""
         async with self._reloading:
             notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
@@ -333,24 +357,49 @@ class Supervisor:
             except (ValueError, OSError) as error:
                 self._log.event("reload_failed", level="error", detail=f"{error}; the settings stay as they were")
                 notify_systemd("READY=1")
-                return
-            self._settings = settings
-            self._log.configure(settings.log_format, settings.log_level)
+                return Reloaded(refused=str(error))
             # Also when no setting differs: files named by them (certificates, users) may have changed.
-            payload = self._for_workers().to_wire().decode()
-            answers = await gather_quietly(
-                [worker.ask("reload", RELOAD_SECONDS, settings=payload) for worker in self._workers.values()]
-            )
-            for refused in {str(answer["refused"]) for answer in answers if "refused" in answer}:
-                self._log.event("reload_refused", level="error", detail=refused)
-            if self._planner is not None:
-                self._planner.apply(settings)
-                with contextlib.suppress(PlannerUnavailableError):
-                    await self._planner.reload()
-            self._log.event("reloaded", changed=",".join(applied) or "none", workers=len(answers))
+            refused = await self._apply(settings)
+            self._log.event("reloaded", changed=",".join(applied) or "none", workers=len(self._workers))
             if restart:
                 self._log.event("reload_needs_restart", level="warning", settings=",".join(restart))
             notify_systemd("READY=1")
+            return Reloaded(tuple(applied), tuple(restart), refused)
+
+    async def change(self, name: str, value: Any) -> str:
+        """Changes one setting until the next reload; why a worker refused it, or "". Raises ValueError."""
+        async with self._reloading:
+            wanted = type(self._settings).model_validate({**json.loads(self._settings.to_wire()), name: value})
+            return await self._apply(wanted)
+
+    async def _apply(self, settings: ProxySettings) -> str:
+        """Puts settings in place, here, in the workers and in the planner process; why a worker refused them, or ""."""
+        self._settings = settings
+        self._modes.reread(settings)
+        self._log.configure(settings.log_format, settings.log_level)
+        payload = self._for_workers().to_wire().decode()
+        answers = await gather_quietly(
+            [worker.ask("reload", RELOAD_SECONDS, settings=payload) for worker in self._workers.values()]
+        )
+        refusals = {str(answer["refused"]) for answer in answers if "refused" in answer}
+        for refused in refusals:
+            self._log.event("reload_refused", level="error", detail=refused)
+        self._explorer.apply(settings)
+        if self._planner is not None:
+            self._planner.apply(self.settings)
+            with contextlib.suppress(PlannerUnavailableError):
+                await self._planner.reload()
+        return min(refusals, default="")
+
+    def _on_kill_switch(self) -> None:
+        self._spawn(self.set_mode(self._modes.other(self._settings), "signal", "SIGUSR2"))
+
+    async def set_mode(self, mode: str, actor: str, why: str) -> None:
+        """Switches steering, in every worker at once; see ``pilotwire.mode_switch``. Raises ValueError."""
+        self._modes.choose(self._settings, mode, actor, why)
+        await self._modes.tell(self._settings)
+        if self._planner is not None:
+            self._planner.apply(self.settings)
 
     # --- draining and handing over -------------------------------------------------------------------------------
 
@@ -365,6 +414,7 @@ class Supervisor:
         self._draining.set()
         for worker in self._workers.values():
             worker.drain()
+        self._spawn(self._explorer.stop())
         for entry in self._listening:
             entry.close(keep_file=self._handed_over)
         self._listening.clear()
@@ -412,12 +462,16 @@ class Supervisor:
                 self._released = True
                 self._begin_drain()
                 self._spawn(self._push_totals(self._successor))
+                self._spawn(self._view.retire())
                 if self._admin is not None:
                     self._admin.retire()
+                return self.pauses.to_wire()
             case "cancel":
                 await self._route_cancel(int(message["pid"]), str(message["secret"]), (self._predecessor,))
             case "close_idle":
                 await self._close_idle(str(message["database"]), (self._predecessor,))
+            case "pause":
+                await self.pauses.take(message)
         return None
 
     def _on_successor_lost(self) -> None:
@@ -438,7 +492,8 @@ class Supervisor:
     async def _release_predecessor(self) -> None:
         assert self._predecessor is not None
         try:
-            await self._predecessor.ask("ready", ROUTE_SECONDS, pid=os.getpid(), worker_ids=list(self._workers))
+            state = await self._predecessor.ask("ready", ROUTE_SECONDS, pid=os.getpid(), worker_ids=[*self._workers])
+            await self.pauses.take(state)
         except ControlLostError as error:
             # We hold its sockets and serve; if it still lives it serves them too, and ends when told.
             self._log.event("takeover_incomplete", level="warning", pid=self._predecessor.pid, detail=str(error))
@@ -449,12 +504,17 @@ class Supervisor:
         assert self._predecessor is not None
         match kind:
             case "totals":
+                first = self._predecessor.source not in self._merged.live()
                 self._merged.update(self._predecessor.source, message["counters"])
+                if first:
+                    self._view.rebase()
                 self._predecessor.ids = set(message["worker_ids"])
             case "cancel":
                 await self._route_cancel(int(message["pid"]), str(message["secret"]), (self._successor,))
             case "close_idle":
                 await self._close_idle(str(message["database"]), (self._successor,))
+            case "pause":
+                await self.pauses.take(message)
         return None
 
     def _on_predecessor_lost(self) -> None:
@@ -464,6 +524,20 @@ class Supervisor:
         self._predecessor = None
 
     # --- what the admin pages ask --------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> ProxySettings:
+        """Those in force."""
+        return self._modes.in_force(self._settings)
+
+    @property
+    def workers(self) -> Mapping[int, WorkerProcess]:
+        """By slot."""
+        return self._workers
+
+    def totals(self) -> Mapping[str, float]:
+        """The merged counters, as last heard."""
+        return self._merged.totals()
 
     def status(self) -> Status:
         """See ``proxy.admin.source``."""

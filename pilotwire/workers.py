@@ -24,6 +24,9 @@ START_SECONDS: Final = 60.0
 SILENT_SECONDS: Final = 10.0
 """After this long without a word a worker counts as not responding (stopped, or stuck in a computation)."""
 LAST_WORDS_SECONDS: Final = 1.0
+FIND_SECONDS: Final = 1.0
+CANCEL_SECONDS: Final = 10.0
+"""How long workers may take to say that they do not know a session, and one that does to cancel."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -154,6 +157,22 @@ async def gather_quietly(calls: Sequence[Awaitable[Message]]) -> list[Message]:
         if isinstance(answer, BaseException) and not isinstance(answer, ControlLostError):
             raise answer
     return [answer for answer in answers if isinstance(answer, dict)]
+
+
+async def cancel_in_one(workers: Sequence[WorkerProcess], pid: int, secret: str) -> bool:
+    """Has the workers look for the session with this cancel key, and cancel what it runs; whether one had it. One that
+    hangs is waited for a moment only."""
+    asked = [
+        asyncio.ensure_future(worker.ask("cancel_here", CANCEL_SECONDS, pid=pid, secret=secret)) for worker in workers
+    ]
+    for task in asked:
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # may be of no interest any more
+    with contextlib.suppress(TimeoutError):
+        for answer in asyncio.as_completed(asked, timeout=FIND_SECONDS):
+            with contextlib.suppress(ControlLostError):
+                if (await answer).get("found"):
+                    return True
+    return False
 
 
 def resident_bytes(pid: int) -> int:

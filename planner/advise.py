@@ -10,6 +10,10 @@ A hint reaches every level of a statement where its aliases are found, so whole 
 them are not what they seem: a view or an unknown table may bring in the same aliases, row-level security and temporary
 tables make one name mean different rows. Blocks with an alias that occurs twice in the statement are left alone too.
 
+A model of settings predicts for each of its arms how much longer a statement takes than by default, and how far off
+that may be. An arm is advised where it is better by a margin even if it is as much worse than predicted as one in
+twenty is; the default stays wherever that is not so.
+
 Reasons are short stable labels, counted as metrics: those of `planner.sql.read`, and those of `Reason`.
 """
 
@@ -32,7 +36,9 @@ from planner.catalog_load import schema_hash
 from planner.estimates import BlockEstimates
 from planner.features import Featurizer, UnknownFeaturizerError, featurizer, known
 from planner.features.flat import Flat
+from planner.features.statement import Statement as StatementFeatures
 from planner.graph import NO_PARAMETERS, JoinKind, Parameters, QueryGraph
+from planner.memory.records import MODEL_ARM
 from planner.resolve import Resolved, ResolvedBlock, resolve
 from planner.snapshot import Snapshot, TableInfo
 
@@ -56,6 +62,7 @@ class Reason(enum.StrEnum):
     UNKNOWN_FEATURIZER = "unknown_featurizer"
     OUT_OF_RANGE = "out_of_range"
     NO_CHANGE = "no_change"
+    UNCERTAIN = "uncertain"  # settings may be better, but not surely so
     CHEAP = "cheap"
 
 
@@ -77,6 +84,9 @@ MIN_CORRECTION: Final = math.log(1.5)
 """Corrections all nearer to 1 than this would hardly give another plan."""
 ARM_GAIN: Final = math.log(1.25)
 """By how much a set of settings must be predicted to be faster."""
+ARM_CONFIDENCE: Final = 1.645
+"""How many standard deviations worse than predicted an arm may be and must still be no slower than the default: the
+one-sided 95 % of a normal distribution, which training calibrates ``log_std`` for."""
 MAX_FEATURIZERS: Final = 8
 MAX_ROWS: Final = 1e15
 
@@ -92,13 +102,15 @@ class Models:
 @dataclass(frozen=True, slots=True)
 class Options:
     """``min_ms``: statements estimated below it are not advised. ``estimate_anyway`` has the joins estimated even
-    where it is clear that there will be no advice, to be shown. ``observe`` is called with the seconds of each run of
-    a model."""
+    where it is clear that there will be no advice, to be shown. ``observe`` is called with the label of a model and the
+    seconds of each run of it. ``plan`` is the default plan where the caller asked for it, the object under "Plan" of
+    EXPLAIN (FORMAT JSON): models of settings may take it into account."""
 
     min_ms: float = 0.0
     estimate_anyway: bool = False
     limit: int = subplans.LIMIT
-    observe: Callable[[float], None] | None = None
+    observe: Callable[[str, float], None] | None = None
+    plan: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,9 @@ class SubPlan:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """``reason`` is "" where ``advice`` is not empty. ``estimated_ms`` is a rough time of the statement's joins
-    without advice, 0.0 where nothing was estimated. ``model`` names the model that the advice comes from."""
+    without advice, 0.0 where nothing was estimated. ``model`` names the model that the advice comes from, ``arm`` its
+    kind: `planner.memory.records.MODEL_ARM` for rows, for settings the arm's name in the model. ``expected_gain`` is
+    how many times as fast settings are predicted to make the statement, 0.0 where nothing predicts it."""
 
     advice: Advice
     reason: str
@@ -126,6 +140,8 @@ class Outcome:
     model: str = ""
     resolved: Resolved | None = None
     estimates: Mapping[int, BlockEstimates] | None = None
+    arm: str = ""
+    expected_gain: float = 0.0
 
     @property
     def template_wide(self) -> bool:
@@ -214,8 +230,8 @@ def decide(
     sub_plans = tuple(sub_plan for block in blocks for sub_plan in block.sub_plans)
     kept = {block.resolved.block.index: block.estimates for block in blocks}
 
-    def outcome(advice: Advice, why: str, model: str = "") -> Outcome:
-        return Outcome(advice, why, estimated, sub_plans, model, resolved, kept)
+    def outcome(advice: Advice, why: str, model: str = "", arm: str = "", gain: float = 0.0) -> Outcome:
+        return Outcome(advice, why, estimated, sub_plans, model, resolved, kept, arm, gain)
 
     if reason:
         return outcome(NOTHING, reason)
@@ -227,11 +243,11 @@ def decide(
         if not reason and any(block.block.set_operation == "union all" for block in resolved.blocks):
             reason = Reason.UNION_ALL
         if not reason:
-            return outcome(advice, "", models.cardinality.label)
+            return outcome(advice, "", models.cardinality.label, MODEL_ARM)
     if models.hints is not None:
-        advice, why = _settings_advice(blocks, models.hints, snapshot, options)
-        if not why:
-            return outcome(advice, "", models.hints.label)
+        chosen, why = _chosen_arm(blocks, models.hints, snapshot, options)
+        if chosen is not None:
+            return outcome(chosen.advice, "", models.hints.label, chosen.name, chosen.gain)
         reason = reason if models.cardinality is not None else why
     return outcome(NOTHING, reason)
 
@@ -325,7 +341,7 @@ def _featurizer(model: Model) -> Featurizer | None:
             made: Featurizer | None = featurizer(
                 described.name, described.version, manifest.vocabulary, described.options
             )
-            if manifest.features and isinstance(made, Flat) and manifest.features != made.names:
+            if manifest.features and isinstance(made, Flat | StatementFeatures) and manifest.features != made.names:
                 made = None
         except UnknownFeaturizerError:
             made = None
@@ -340,7 +356,7 @@ def _run(model: Model, inputs: Mapping[str, Any], options: Options) -> Mapping[s
     begun = time.perf_counter()
     outputs = model.predict(inputs)
     if options.observe is not None:
-        options.observe(time.perf_counter() - begun)
+        options.observe(model.label, time.perf_counter() - begun)
     return outputs
 
 
@@ -395,35 +411,88 @@ def _rows_advice(blocks: Sequence[_Block]) -> tuple[Advice, str]:
     return Advice(rows=tuple(rows), relations=relations, join_pairs=pairs), ""
 
 
-def _settings_advice(
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """``gain``: how many times as fast it is predicted to be."""
+
+    name: str
+    advice: Advice
+    gain: float
+
+
+def largest_join(
+    resolved: Resolved, snapshot: Snapshot, params: Parameters = NO_PARAMETERS
+) -> tuple[BlockEstimates, int] | None:
+    """Which join a model of settings is asked about, as a block's estimates and a set of its relations; None where it
+    is not asked."""
+    blocks, reason = _blocks(resolved, snapshot, params, Options())
+    if reason:
+        return None
+    block = _largest(blocks)
+    return block.estimates, block.masks[-1]
+
+
+def _largest(blocks: Sequence[_Block]) -> _Block:
+    return max(blocks, key=lambda one: one.masks[-1].bit_count())
+
+
+def _chosen_arm(
     blocks: Sequence[_Block], model: Model, snapshot: Snapshot, options: Options
-) -> tuple[Advice, str]:
-    """The model's best set of settings for the block that joins most, where it is clearly better than none."""
-    block = max(blocks, key=lambda one: one.masks[-1].bit_count())
+) -> tuple[_Arm | None, str]:
+    """The model's best set of settings for the block that joins most, where it is surely better than none; else why
+    not."""
+    block = _largest(blocks)
     trusted, changed = _trusted(block.resolved.tables, model, snapshot)
     made = _featurizer(model)
     if made is None:
-        return NOTHING, Reason.UNKNOWN_FEATURIZER
+        return None, Reason.UNKNOWN_FEATURIZER
     if block.masks[-1] & changed:
-        return NOTHING, Reason.SCHEMA_MISMATCH
+        return None, Reason.SCHEMA_MISMATCH
     if block.masks[-1] & ~trusted:
-        return NOTHING, Reason.OUT_OF_RANGE
-    inputs = made.inputs(block.estimates, block.masks[-1:])
+        return None, Reason.OUT_OF_RANGE
+    if isinstance(made, StatementFeatures):
+        inputs = made.inputs(block.estimates, block.masks[-1:], options.plan)
+    else:
+        inputs = made.inputs(block.estimates, block.masks[-1:])
     outputs = _run(model, inputs, options)
     abstention = model.manifest.abstention
     if model.manifest.ranges and model.outside_ranges(inputs["features"])[0] > abstention.outside_ranges:
-        return NOTHING, Reason.OUT_OF_RANGE
+        return None, Reason.OUT_OF_RANGE
+    spreads = outputs["log_std"][0] if "log_std" in outputs else None
     ratios = np.clip(outputs["log_latency_ratio"][0], *model.manifest.clip)
-    best = int(np.argmin(ratios))
-    if ratios[best] > -ARM_GAIN:
-        return NOTHING, Reason.NO_CHANGE
-    if abstention.log_std is not None and "log_std" in outputs and outputs["log_std"][0][best] > abstention.log_std:
-        return NOTHING, Reason.OUT_OF_RANGE
-    settings = tuple(model.manifest.arms.values())[best]
-    if not settings:
-        return NOTHING, Reason.NO_CHANGE
-    relations = len(block.resolved.block.relations)
-    return Advice(settings=settings, relations=relations, join_pairs=subplans.join_pairs(block.resolved.block)), ""
+    best, why = best_arm(ratios, spreads, tuple(model.manifest.arms.values()), abstention.log_std)
+    if best is None:
+        return None, why
+    name = tuple(model.manifest.arms)[best]
+    advice = Advice(
+        settings=model.manifest.arms[name],
+        relations=len(block.resolved.block.relations),
+        join_pairs=subplans.join_pairs(block.resolved.block),
+    )
+    return _Arm(name, advice, math.exp(-float(ratios[best]))), ""
+
+
+def best_arm(
+    ratios: np.ndarray[Any, Any],
+    spreads: np.ndarray[Any, Any] | None,
+    settings: Sequence[Mapping[str, str]],
+    most_spread: float | None = None,
+) -> tuple[int | None, str]:
+    """Which arm to take, or None and why the default stays. ``ratios`` [arms] are ln(arm's latency / the default's),
+    ``spreads`` [arms] their standard deviations or None for a model that gives none, ``settings`` those of each arm,
+    empty for the default. An arm that is less certain than ``most_spread`` is not taken.
+
+    Of the arms that are surely no slower, the one whose pessimistic prediction is the best."""
+    certain = ratios if spreads is None else ratios + ARM_CONFIDENCE * spreads
+    worthwhile = (ratios <= -ARM_GAIN) & np.array([bool(one) for one in settings])
+    if not worthwhile.any():
+        return None, Reason.NO_CHANGE
+    sure = worthwhile & (certain <= 0)
+    if spreads is not None and most_spread is not None:
+        sure &= spreads <= most_spread
+    if not sure.any():
+        return None, Reason.UNCERTAIN
+    return int(np.argmin(np.where(sure, certain, np.inf))), ""
 
 
 # ---------------------------------------------------------------------- what comes out

@@ -33,7 +33,8 @@ class Upstream(msgspec.Struct, array_like=True):
 
 
 class Limits(msgspec.Struct, array_like=True):
-    """Bounds and policy; those of `Reload` replace those of `Start`."""
+    """Bounds and policy; those of `Reload` replace those of `Start`, except ``evidence``: ``measured`` (advice is used
+    on evidence, see `planner.memory`) or ``none`` (a model's advice is used at once, always)."""
 
     memory_bytes: int = 1 << 30
     databases: int = 16
@@ -46,6 +47,26 @@ class Limits(msgspec.Struct, array_like=True):
     databases_off: tuple[str, ...] = ()
     applications_off: tuple[str, ...] = ()
     fingerprints_off: tuple[str, ...] = ()
+    mode_rules: tuple[str, ...] = ()
+    evidence: str = "none"
+    min_calls: int = 5
+    min_gain: float = 1.2
+    min_gain_ms: float = 5.0
+    template_gain: float = 2.0
+    control_share: float = 0.05
+    canary_share: float = 0.1
+    regret_budget: float = 2.0
+    trial_share: float = 0.05
+    evidence_age_s: float = 7 * 86400.0
+
+
+class Keeping(msgspec.Struct, frozen=True, array_like=True):
+    """Where the plan memory is kept: ``url`` opens the store, its password included, "" for none; ``literals`` and
+    ``retention`` (seconds) as in `planner.memory.store`."""
+
+    url: str = ""
+    literals: bool = False
+    retention: tuple[float, float, float, float] | None = None
 
 
 class Start(msgspec.Struct, tag="start", array_like=True):
@@ -58,6 +79,7 @@ class Start(msgspec.Struct, tag="start", array_like=True):
     limits: Limits
     blackbox: int = -1
     quarantine: tuple[bytes, ...] = ()
+    keeping: Keeping = Keeping()
 
 
 class Reload(msgspec.Struct, tag="reload", array_like=True):

@@ -1,13 +1,15 @@
 """What the planner process counts: plain numbers, sent to the supervisor as one flat dictionary.
 
 Keys are ``name``, ``name{label}`` and, for a histogram, ``name{upper bound}`` (one count for each bucket, not
-cumulated) with ``name_sum``. Labels are bounded in number: what comes after `MAX_LABELS` of one name is ``other``.
+cumulated) with ``name_sum``; a sketch of quantiles is ``name{label|bucket}``. Labels are bounded in number: what comes
+after `MAX_LABELS` of one name is ``other``.
 """
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from math import log2
 from typing import Final
 
 BOUNDS: Final[tuple[float, ...]] = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0)
@@ -24,10 +26,10 @@ class Counters:
         self._counts: dict[str, float] = {}
         self._labels: dict[str, set[str]] = {}
 
-    def add(self, name: str, label: str = "") -> None:
+    def add(self, name: str, label: str = "", amount: float = 1) -> None:
         with self._lock:
             key = f"{name}{{{self._bounded(name, label)}}}" if label else name
-            self._counts[key] = self._counts.get(key, 0) + 1
+            self._counts[key] = self._counts.get(key, 0) + amount
 
     def observe(self, name: str, seconds: float) -> None:
         """Counts a duration in the histogram ``name``."""
@@ -35,6 +37,13 @@ class Counters:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
             self._counts[f"{name}_sum"] = self._counts.get(f"{name}_sum", 0) + seconds
+
+    def observe_model(self, model: str, seconds: float) -> None:
+        """Counts one run of a model under its ``name-version``, for quantiles."""
+        number = bucket(seconds * 1000)
+        with self._lock:
+            key = f"inference_latency{{{self._bounded('inference_latency', model)}|{number}}}"
+            self._counts[key] = self._counts.get(key, 0) + 1
 
     def snapshot(self) -> dict[str, float]:
         with self._lock:
@@ -47,3 +56,10 @@ class Counters:
                 return "other"
             known.add(label)
         return label
+
+
+def bucket(ms: float) -> int:
+    """The bucket of a duration in a sketch, the same as in `proxy.quantiles`, which is above this package."""
+    if not ms > 0.01:
+        return 0
+    return int(log2(ms / 0.01) * 8) + 1 if ms < 0.01 * 2**35.75 else 287

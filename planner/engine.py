@@ -1,18 +1,23 @@
 """From a request to an answer: the planner process's own memory around the pure decision of `planner.advise`.
 
 Kept here, each bounded: answers by statement and values, parsed texts, times of templates, statements that a server
-refused or that ended an earlier process. Everything is called from the lanes' threads and from the event loop; a lock
-guards the maps and is held for microseconds, never while something is computed.
+refused or that ended an earlier process. With evidence asked for, what is used is the plan memory's choice
+(`planner.weighing`), made anew for each question; without, a model's advice is used at once and kept as the answer.
+
+Everything is called from the lanes' threads and from the event loop; a lock guards the maps and is held for
+microseconds, never while something is computed.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 import time
-from collections import OrderedDict
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable
+from typing import Final
 
+from model_runtime.runner import Model
 from model_runtime.store import ModelStore
 from planner import values
 from planner.advise import Models, Options, Statement, decide, look
@@ -21,12 +26,16 @@ from planner.control import Limits
 from planner.counters import Counters
 from planner.dialects import render
 from planner.graph import NO_PARAMETERS, Command, Parameters, QueryGraph
+from planner.lru import Lru
+from planner.memory.entries import Candidate, Seen
+from planner.memory.memory import Memory
 from planner.messages import Answer, Ask, Observed, Refused
 from planner.param_types import completed, infer
-from planner.policy import OptOuts, TemplateTimes, cheap
+from planner.policy import Modes, OptOuts, TemplateTimes, cheap, fingerprint, modes
 from planner.search_path import parse
 from planner.snapshot import Snapshot
 from planner.sql import Reading, read
+from planner.weighing import NotComputedError, Verification, Weighing, candidates
 
 MAX_ANSWERS: Final = 10_000
 MAX_ANSWER_BYTES: Final = 32 << 20
@@ -35,49 +44,18 @@ MAX_READING_BYTES: Final = 4096
 """Longer texts are parsed each time: what is kept of them would be large, and they are rarely the same."""
 MAX_TEMPLATES: Final = 10_000
 MAX_REFUSED: Final = 10_000
+LEFT_ALONE: Final = frozenset({"off", "observe"})
+"""Modes in which nothing is decided."""
 STEERED: Final = "steered"
 OF_THE_KIND: Final = frozenset({"not_a_query", "utility"})
 """Reasons of `planner.sql.read` that hold for every statement of a template; the others may be due to a comment or a
 literal, which a template does not see."""
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Lru(Generic[K, V]):
-    """At most ``most`` entries, the least recently used go first. Not locked."""
-
-    __slots__ = ("_entries", "_most")
-
-    def __init__(self, most: int) -> None:
-        self._entries: OrderedDict[K, V] = OrderedDict()
-        self._most = most
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: K) -> V | None:
-        value = self._entries.get(key)
-        if value is not None:
-            self._entries.move_to_end(key)
-        return value
-
-    def put(self, key: K, value: V) -> V | None:
-        """Returns the value that had to go, if any."""
-        self._entries[key] = value
-        self._entries.move_to_end(key)
-        return self._entries.popitem(last=False)[1] if len(self._entries) > self._most else None
-
-    def pop_oldest(self) -> V:
-        return self._entries.popitem(last=False)[1]
-
-    def clear(self) -> None:
-        self._entries.clear()
-
 
 class Engine:
     """``store`` is None where there is no folder of models. ``recorder`` notes what is worked on (see
-    `planner.blackbox`)."""
+    `planner.blackbox`). ``memory`` None: a model's advice is used without evidence. ``verify`` is called with what is
+    to be verified, from any thread."""
 
     def __init__(
         self,
@@ -86,8 +64,11 @@ class Engine:
         counters: Counters,
         recorder: Recorder,
         quarantine: tuple[bytes, ...] = (),
+        memory: Memory | None = None,
+        verify: Callable[[Verification], None] = lambda what: None,
     ) -> None:
         self._store = store
+        self.weighing = Weighing(memory, counters, verify) if memory is not None else None
         self._counters = counters
         self._recorder = recorder
         self._quarantine = frozenset(quarantine)
@@ -102,6 +83,7 @@ class Engine:
         self._refused: Lru[bytes, bool] = Lru(MAX_REFUSED)
         self._limits = limits
         self._opt_outs = OptOuts()
+        self._modes = Modes()
         self.configure(limits)
 
     def configure(self, limits: Limits) -> None:
@@ -113,6 +95,7 @@ class Engine:
             frozenset(limits.applications_off),
             frozenset(name.lower() for name in limits.fingerprints_off),
         )
+        self._modes = modes(limits.mode_rules)
         self.forget()
 
     def forget(self) -> None:
@@ -121,17 +104,21 @@ class Engine:
             self._generation += 1
             self._answers.clear()
             self._answer_bytes = 0
+        if self.weighing is not None:
+            self.weighing.forget()
 
     # --- what needs no computing ---------------------------------------------------------------------------------
 
     def at_once(self, ask: Ask, snapshot: Snapshot | None) -> Answer | None:
         """The answer where it is known already; None where it must be computed. Some microseconds."""
         if self._opt_outs.session(ask.user, ask.database, ask.application):
-            return self._plain(ask, "opted_out", "template")
-        if self._store is None or (self._store.current("cardinality") is None and self._store.current("hints") is None):
+            return self._plain(ask, "opted_out", "values")
+        if self.weighing is None and not any(self._models()):
             return self._plain(ask, "no_model", "template")
         if snapshot is None:
             return self._plain(ask, "no_catalog", "once")
+        if self.weighing is not None:
+            return self._weighed_before(ask, snapshot, self.weighing)
         with self._lock:
             known = self._answers.get(_key(ask))
         if known is None:
@@ -139,9 +126,30 @@ class Engine:
         self._counters.add("planner_cache_hits")
         return _numbered(known, ask.number)
 
+    def _weighed_before(self, ask: Ask, snapshot: Snapshot, weighing: Weighing) -> Answer | None:
+        """The memory's choice for a statement that was considered before; None when more must be computed."""
+        considered = weighing.known(_key(ask))
+        if considered is None:
+            return None
+        times = None if considered.explains else self._measured(ask)
+        mode = self._mode(ask, considered.facts.fingerprint)
+        if mode[0] in LEFT_ALONE:
+            return self._plain(ask, mode[0], "values")
+        try:
+            answer = weighing.answer(ask, considered, snapshot, times, mode)
+        except NotComputedError:
+            return None
+        self._counters.add("planner_cache_hits")
+        self._counters.add("planner_decisions", answer.reason or STEERED)
+        return answer
+
     def observed(self, message: Observed) -> None:
         """Learns what a statement took; only those that nothing was added to tell what a template takes."""
-        if message.steered or message.failed or not 0 <= message.took_ms < 1e9:
+        if not (0 <= message.took_ms < 1e9 and 0 <= message.stopped_ms < 1e9):
+            return
+        if self.weighing is not None and message.query:
+            self._weigh_run(message, self.weighing.memory)
+        if message.steered or message.failed:
             return
         key = (message.database, message.template)
         with self._lock:
@@ -149,6 +157,38 @@ class Engine:
             if times is None:
                 self._times.put(key, times := TemplateTimes())
             times.add(message.took_ms)
+
+    def _weigh_run(self, message: Observed, memory: Memory) -> None:
+        saved = memory.observed(
+            Seen(
+                message.query.hex(),
+                message.took_ms,
+                message.arm,
+                steered=message.steered,
+                control=message.control,
+                failed=message.failed,
+                stopped_ms=message.stopped_ms,
+                shadow=message.reason == "shadow",
+            )
+        )
+        if saved:
+            self._counters.add("memory_saved_seconds" if saved > 0 else "memory_lost_seconds", amount=abs(saved) / 1000)
+
+    def _measured(self, ask: Ask) -> TemplateTimes | None:
+        with self._lock:
+            return self._times.get((ask.database, ask.template))
+
+    def _mode(self, ask: Ask, print_of: str = "") -> tuple[str, float]:
+        """The mode that the rules give this statement, and the share of its executions that it applies to."""
+        if not self._modes.rules:
+            return "on", 1.0
+        name = self._modes.mode(ask.database, ask.user, ask.application, print_of)
+        return name, self._limits.canary_share if name == "canary" else 1.0
+
+    def _models(self) -> tuple[Model | None, Model | None]:
+        if self._store is None:
+            return None, None
+        return self._store.current("cardinality"), self._store.current("hints")
 
     def refused(self, message: Refused) -> None:
         """A statement that a server refused because of its advice is not advised again."""
@@ -176,7 +216,7 @@ class Engine:
             self._recorder.end(lane)
         self._counters.add("planner_decisions", answer.reason or STEERED)
         self._counters.observe("planner_decision", time.perf_counter() - begun)
-        if answer.scope != "once":
+        if self.weighing is None and answer.scope != "once":
             self._keep(ask, answer, generation)
         return answer
 
@@ -193,15 +233,21 @@ class Engine:
             times = self._times.get((ask.database, ask.template)) if plain else None
         if self._opt_outs.fingerprints and self._opt_outs.statement(ask.text.decode(errors="replace")):
             return Answer(ask.number, reason="opted_out", scope="template")
+        mode = self._mode(ask, fingerprint(ask.text.decode(errors="replace")) if self._modes.fingerprints else "")
+        if mode[0] in LEFT_ALONE:
+            return Answer(ask.number, reason=mode[0], scope="values")
         min_ms = self._limits.min_ms
         if times is not None and times.known and cheap(0.0, times, min_ms):
             return Answer(ask.number, reason="cheap", scope="template", estimated_ms=times.mean_ms)
-        assert self._store is not None
-        statement = self._look(reading.graph, snapshot, parse(ask.search_path, ask.user), mark)
+        path = parse(ask.search_path, ask.user)
+        statement = self._look(reading.graph, snapshot, path, mark)
+        if self.weighing is not None:
+            explains = reading.graph.command is Command.EXPLAIN
+            return self._weigh(ask, statement, snapshot, path, times, mode, self.weighing, explains=explains)
         outcome = decide(
             statement,
             snapshot,
-            Models(self._store.current("cardinality"), self._store.current("hints")),
+            Models(*self._models()),
             _parameters(ask, statement),
             # What was measured to be slow is advised whatever it was estimated.
             Options(min_ms=0.0 if times is not None and times.known else min_ms, observe=self._observe_model),
@@ -212,6 +258,8 @@ class Engine:
         if outcome.reason or rendered.empty:
             reason = outcome.reason or "not_expressible"
             return Answer(ask.number, reason=reason, scope=scope, estimated_ms=estimated)
+        if mode[0] == "shadow":
+            return Answer(ask.number, reason="shadow", estimated_ms=estimated)
         return Answer(
             ask.number,
             prefix=rendered.prefix.encode(),
@@ -220,7 +268,42 @@ class Engine:
             model=outcome.model,
             dialect=rendered.dialect,
             estimated_ms=estimated,
+            share=mode[1],
+            approved=True,
         )
+
+    def _weigh(
+        self, ask: Ask, statement: Statement, snapshot: Snapshot, path: tuple[str, ...], times: TemplateTimes | None,
+        mode: tuple[str, float], weighing: Weighing, *, explains: bool,
+    ) -> Answer:  # fmt: skip
+        """The memory's choice for a statement, with all that it may need."""
+        if statement.reason:
+            return Answer(ask.number, reason=statement.reason, scope="template")
+        generation = self._generation
+        key = _key(ask)
+        considered = weighing.known(key)
+        if considered is None:
+            types = _types(ask, statement)
+            considered = weighing.consider(ask, statement, snapshot, path, types, explains=explains)
+        found = considered
+
+        def compute() -> tuple[Candidate, ...]:
+            made, found.estimated_ms = candidates(
+                statement,
+                snapshot,
+                Models(*self._models()),
+                _parameters(ask, statement),
+                prepared=ask.bind is not None,
+                # What is asked about here was measured to be slow, whatever it is estimated.
+                options=Options(observe=self._observe_model),
+                failed=lambda error: self._counters.add("planner_failures", type(error).__name__),
+            )
+            return made
+
+        answer = weighing.answer(ask, considered, snapshot, times, mode, compute)
+        if generation == self._generation:
+            weighing.keep(key, considered)
+        return answer
 
     def _read(self, ask: Ask, mark: bytes) -> Reading:
         keep = len(ask.text) <= MAX_READING_BYTES
@@ -252,8 +335,9 @@ class Engine:
                     self._statements.put(key, known)
         return known
 
-    def _observe_model(self, seconds: float) -> None:
+    def _observe_model(self, model: str, seconds: float) -> None:
         self._counters.observe("planner_inference", seconds)
+        self._counters.observe_model(model, seconds)
 
     def _plain(self, ask: Ask, reason: str, scope: str) -> Answer:
         self._counters.add("planner_decisions", reason)
@@ -275,16 +359,22 @@ def _parameters(ask: Ask, statement: Statement) -> Parameters:
     """The values of a Bind message, with types inferred where the client gave none."""
     if ask.bind is None:
         return NO_PARAMETERS
+    return values.parameters(ask.bind, _types(ask, statement))
+
+
+def _types(ask: Ask, statement: Statement) -> tuple[int, ...]:
+    """The types of the parameters, inferred where the client gave none."""
     types = ask.types
-    if statement.resolved is not None and (not types or not all(types)):
+    if ask.bind is not None and statement.resolved is not None and (not types or not all(types)):
         types = completed(types, infer(statement.resolved))
-    return values.parameters(ask.bind, types)
+    return types
 
 
 def _key(ask: Ask) -> bytes:
     """What an answer depends on, as 16 bytes; about 1 us and 1 us per kB."""
     found = hashlib.blake2b(ask.text, digest_size=16)
-    found.update(repr((ask.database, ask.user, ask.search_path, ask.types)).encode(errors="surrogateescape"))
+    asker = (ask.database, ask.user, ask.application, ask.search_path, ask.types)
+    found.update(repr(asker).encode(errors="surrogateescape"))
     if ask.bind is not None:
         found.update(b"\0bind\0")
         found.update(ask.bind)
@@ -292,10 +382,9 @@ def _key(ask: Ask) -> bytes:
 
 
 def _numbered(answer: Answer, number: int) -> Answer:
-    return Answer(
-        number, answer.prefix, answer.settings, answer.reason, answer.scope, answer.model, answer.dialect,
-        answer.estimated_ms,
-    )  # fmt: skip
+    copied = copy.copy(answer)
+    copied.number = number
+    return copied
 
 
 def _size(answer: Answer) -> int:

@@ -82,6 +82,8 @@ class BlockEstimates:
         self._conditions: dict[int, list[Condition]] = {}
         self._pairs: dict[tuple[Column, Column], float] = {}
         self._others: dict[int, float] = {}
+        # Kept here by `planner.subplans.connected`, which is asked for the same block several times.
+        self.connected: dict[int, tuple[int, ...]] = {}
 
     @cached_property
     def equivalences(self) -> Equivalences:

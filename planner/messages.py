@@ -42,6 +42,12 @@ class Answer(msgspec.Struct, tag="answer", array_like=True):
     ``scope`` says what the answer may be remembered for: ``values`` (this text with these parameters), ``template``
     (every statement of the template), or ``once``. ``estimated_ms`` is what the statement is thought to take unsteered;
     0: not known. ``model`` is ``name-version`` of the model that had the largest say, "" for none.
+
+    ``query`` is what the planner remembers the statement with its values under, to be given back with what it took; b""
+    when nothing is to be told. ``arm`` names the advice there. Of the executions a share of ``share`` is steered, the
+    others are left alone as a control group. A steered run that may be stopped and run again as the client sent it is
+    given ``budget_ms``; 0: no limit. Unless ``approved``, advice is used only where such a limit can be kept, when
+    ``budget_ms`` is not 0.
     """
 
     number: int
@@ -52,10 +58,21 @@ class Answer(msgspec.Struct, tag="answer", array_like=True):
     model: str = ""
     dialect: str = ""
     estimated_ms: float = 0.0
+    query: bytes = b""
+    arm: str = ""
+    share: float = 1.0
+    budget_ms: float = 0.0
+    approved: bool = False
 
 
 class Observed(msgspec.Struct, tag="observed", array_like=True):
-    """What one statement took. ``steered``: with advice; ``failed``: it ended in an error."""
+    """What one statement took. ``steered``: with advice; ``failed``: it ended in an error, with ``sqlstate``.
+
+    ``query`` and ``arm`` come from the answer that it ran under; ``control``: that answer had advice, and it was left
+    alone for comparison. ``stopped_ms`` is what a steered run took that went over its budget and was stopped, 0.0 when
+    there was none: ``took_ms`` is then that of the run after it, and ``steered`` is false. ``rows`` is the number in
+    the command's tag, -1 when it has none. ``text`` and ``bind`` are given for a sample only, for `query_metrics`.
+    """
 
     database: str
     template: bytes
@@ -64,6 +81,17 @@ class Observed(msgspec.Struct, tag="observed", array_like=True):
     failed: bool = False
     rows: int = -1
     model: str = ""
+    query: bytes = b""
+    arm: str = ""
+    control: bool = False
+    sqlstate: str = ""
+    stopped_ms: float = 0.0
+    user: str = ""
+    application: str = ""
+    search_path: str = ""
+    reason: str = ""
+    text: bytes = b""
+    bind: bytes | None = None
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True):
@@ -77,10 +105,12 @@ class Refused(msgspec.Struct, tag="refused", array_like=True):
 
 
 class Changed(msgspec.Struct, tag="changed", array_like=True):
-    """The planner's answers may have changed (a model was swapped, the catalog refreshed, a mode set): forget them."""
+    """The planner's answers may have changed (a model was swapped, the catalog refreshed, a mode set): forget them.
+    With ``queries`` only those that named one of them have."""
 
     generation: int
     mode: str = ""
+    queries: tuple[bytes, ...] = ()
 
 
 Message = Ask | Answer | Observed | Refused | Changed

@@ -38,6 +38,7 @@ class Decision:
     ``reason`` is "" for advice, else a short label that says why there is none, and then
     ``sql`` is the statement as it was. ``estimates`` are the joins that were looked at, with PostgreSQL's estimate and
     the model's. ``estimated_ms`` is a rough time of the statement without advice, ``model`` the model's name-version.
+    ``arm`` and ``expected_gain`` are as in `planner.advise.Outcome`.
     """
 
     sql: str
@@ -50,6 +51,8 @@ class Decision:
     model: str = ""
     dialect: str = ""
     notes: tuple[str, ...] = ()
+    arm: str = ""
+    expected_gain: float = 0.0
 
     @property
     def steered(self) -> bool:
@@ -116,32 +119,47 @@ class Planner:
         return Models(self._store.current("cardinality"), self._store.current("hints"))
 
     async def advise(
-        self, sql: str, params: Sequence[Any] | Mapping[int, Any] = (), *, search_path: Sequence[str] | None = None
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[int, Any] = (),
+        *,
+        search_path: Sequence[str] | None = None,
+        plan: Mapping[str, Any] | None = None,
     ) -> Decision:
-        """The decision on one statement; ``params`` are the values of ``$1``, ``$2`` ... Computed in a thread, so that
-        the event loop goes on meanwhile."""
-        return await asyncio.to_thread(self.decide, sql, params, search_path=search_path)
+        """The decision on one statement; ``params`` are the values of ``$1``, ``$2`` ... ``plan`` is the object under
+        "Plan" of its EXPLAIN (FORMAT JSON), if the caller has it: a model of settings may know more by it. Computed in
+        a thread, so that the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.decide, sql, params, search_path=search_path, plan=plan)
 
     def decide(
-        self, sql: str, params: Sequence[Any] | Mapping[int, Any] = (), *, search_path: Sequence[str] | None = None
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[int, Any] = (),
+        *,
+        search_path: Sequence[str] | None = None,
+        plan: Mapping[str, Any] | None = None,
     ) -> Decision:
         """The same at once, for callers that cannot wait, like a hook inside a driver. Any thread."""
         reading = read(sql)
         if reading.graph is None:
             return Decision(sql, reading.reason)
         try:
-            outcome = self._outcome(reading.graph, params, search_path)
+            outcome = self._outcome(reading.graph, params, search_path, plan)
         except Exception:
             # Odd statistics, a model that fails: the statement is as good as before.
             return Decision(sql, "failed")
         return decision(sql, outcome, render(outcome.advice, self.snapshot.capabilities))
 
     def _outcome(
-        self, graph: QueryGraph, params: Sequence[Any] | Mapping[int, Any], search_path: Sequence[str] | None
+        self,
+        graph: QueryGraph,
+        params: Sequence[Any] | Mapping[int, Any],
+        search_path: Sequence[str] | None,
+        plan: Mapping[str, Any] | None,
     ) -> Outcome:
         given = params.items() if isinstance(params, Mapping) else enumerate(params, 1)
         values = {number: Const(tuple(value) if isinstance(value, list) else value) for number, value in given}
-        options = Options(min_ms=self._min_ms)
+        options = Options(min_ms=self._min_ms, plan=plan)
         return advise(graph, self.snapshot, self.models, values, tuple(search_path or ()), options)
 
 
@@ -161,4 +179,6 @@ def decision(sql: str, outcome: Outcome, rendered: Rendered) -> Decision:
         outcome.model,
         rendered.dialect,
         rendered.notes,
+        outcome.arm,
+        outcome.expected_gain,
     )

@@ -6,6 +6,7 @@ obey, which does not ask while they say so; an opt-out inside a statement's text
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,6 +41,63 @@ def fingerprint(text: str) -> str:
         return str(pglast.fingerprint(text))
     except (ParseError, ValueError, RecursionError):
         return ""
+
+
+MODES: Final = ("off", "observe", "shadow", "canary", "on")
+"""From the least to the most; see `proxy.settings_steering`."""
+SCOPES: Final = ("database", "user", "application", "fingerprint")
+
+
+class ModeError(ValueError):
+    """A rule for a mode cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModeRule:
+    """``names`` maps `SCOPES` to names; all must match. None at all: everything."""
+
+    mode: str
+    names: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """Modes for some databases, users, applications and fingerprints: the first rule that matches counts. The global
+    mode and the session's own are the wire worker's to obey; the lower of all holds."""
+
+    rules: tuple[ModeRule, ...] = ()
+
+    @property
+    def fingerprints(self) -> bool:
+        """Whether a rule names a fingerprint."""
+        return any(scope == "fingerprint" for rule in self.rules for scope, _ in rule.names)
+
+    def mode(self, database: str, user: str, application: str, fingerprint: str = "") -> str:
+        """The mode of one statement."""
+        names = {"database": database, "user": user, "application": application, "fingerprint": fingerprint}
+        for rule in self.rules:
+            if all(names[scope] == name for scope, name in rule.names):
+                return rule.mode
+        return "on"
+
+
+def modes(texts: Iterable[str]) -> Modes:
+    """Rules from their texts: ``user=batch:off``, ``database=app user=report:canary``, ``*:shadow`` for the rest.
+    Raises ModeError."""
+    rules = []
+    for text in texts:
+        names, found, mode = text.strip().rpartition(":")
+        if not found or mode.strip() not in MODES:
+            raise ModeError(f"{text!r}: a rule is NAMES:MODE, with one of the modes {', '.join(MODES)}")
+        parts = [] if names.strip() in ("", "*") else names.split()
+        pairs = []
+        for part in parts:
+            scope, found, name = part.partition("=")
+            if not found or scope not in SCOPES or not name:
+                raise ModeError(f"{part!r}: names are {', '.join(f'{one}=NAME' for one in SCOPES)}, or * for all")
+            pairs.append((scope, name.lower() if scope == "fingerprint" else name))
+        rules.append(ModeRule(mode.strip(), tuple(pairs)))
+    return Modes(tuple(rules))
 
 
 @dataclass(slots=True)

@@ -35,14 +35,18 @@ from model_runtime.store import ModelStore, Outcome
 from planner import control
 from planner.advise import Models
 from planner.blackbox import Recorder
-from planner.catalogs import Catalogs
+from planner.catalogs import Catalogs, connector
 from planner.control import Control, Event, Limits, ModelState, Poll, Ready, Refuse, Reload, Reloaded, Report, Start
 from planner.counters import Counters
 from planner.engine import Engine
 from planner.lanes import STALE_SECONDS, Job, Lanes
+from planner.memory.memory import Memory
 from planner.messages import Answer, Ask, Changed, FrameError, Message, Observed, Reader, Refused, encode
+from planner.remembering import TURN_SECONDS, Remembering, policy
 from planner.snapshot import Snapshot
+from planner.verifying import Verifier
 from planner.warming import warm
+from planner.weighing import Verification
 
 TICK_SECONDS: Final = 1.0
 STUCK_SECONDS: Final = 10.0
@@ -56,6 +60,8 @@ MAX_UNSENT: Final = 4 << 20
 """Bytes of answers that may wait for a worker that does not read; further ones are dropped."""
 MAX_MODELS: Final = 200
 """Files of the models' folder that are reported."""
+REVERIFY_SECONDS: Final = 15.0
+"""How often the plan of one of the arms in use is looked at again."""
 MAX_EVENTS: Final = 20
 """Lines for the log between two ticks."""
 
@@ -74,7 +80,15 @@ class Service:
         if start.models:
             bounds = model_limits(start.limits)
             self._store = ModelStore(Path(start.models), bounds, self._on_model_event, self._on_swap)
-        self._engine = Engine(self._store, start.limits, self._counters, Recorder(start.blackbox), start.quarantine)
+        memory = None
+        if start.limits.evidence != "none":
+            memory = Memory(policy(start.limits), durable=bool(start.keeping.url), verify=True)
+        self._memory = memory
+        self._engine = Engine(
+            self._store, start.limits, self._counters, Recorder(start.blackbox), start.quarantine, memory, self._verify
+        )
+        self._remembering = Remembering(memory, start.keeping, self._counters, self._outdated, self._on_store_failed)
+        self._verifier = Verifier(lambda database: connector(start.upstream, database), self._verified)
         self._catalogs = Catalogs(
             start.upstream, start.limits, self._prepare, self._on_catalog, self._on_catalog_failed
         )
@@ -105,6 +119,8 @@ class Service:
         self._server = await self._loop.create_unix_server(lambda: _Worker(self), str(self._path))
         self._path.chmod(0o600)
         self._spawn(self._tick())
+        self._spawn(self._remember())
+        self._spawn(self._verifier.run())
         gc.collect()
         gc.freeze()
 
@@ -117,6 +133,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         self._lanes.stop()
+        await asyncio.to_thread(self._remembering.close)
         await self._catalogs.close()
         if self._store is not None:
             self._store.close()
@@ -146,6 +163,7 @@ class Service:
                 self._asked(worker, message)
             case Observed():
                 self._engine.observed(message)
+                self._remembering.sampled(message)
             case Refused():
                 self._engine.refused(message)
                 self._counters.add("planner_refusals")
@@ -182,6 +200,44 @@ class Service:
         for worker in self._workers:
             worker.send(Changed(self._generation))
 
+    def _outdated(self, keys: set[str] | None) -> None:
+        """Answers to these queries do not hold any more, or no answer at all."""
+        if keys is None:
+            self._changed()
+            return
+        changed = Changed(self._generation, queries=tuple(map(bytes.fromhex, keys)))
+        for worker in self._workers:
+            worker.send(changed)
+
+    # --- evidence ------------------------------------------------------------------------------------------------
+
+    async def _remember(self) -> None:
+        """Has what was learnt written, and arms in use looked at again."""
+        again = time.monotonic() + REVERIFY_SECONDS
+        while True:
+            self._remembering.turn()
+            await asyncio.sleep(TURN_SECONDS)
+            if time.monotonic() >= again and self._engine.weighing is not None:
+                again = time.monotonic() + REVERIFY_SECONDS
+                what = self._engine.weighing.sample()
+                if what is not None:
+                    self._verifier.put(what)
+
+    def _verify(self, what: Verification) -> None:
+        """From a lane's thread or the event loop."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(self._verifier.put, what)
+
+    def _verified(self, what: Verification, outcome: str) -> None:
+        self._counters.add("planner_verifications", outcome)
+        if self._memory is not None:
+            self._memory.verified(what.key, what.arm, outcome)
+
+    def _on_store_failed(self, why: str) -> None:
+        """In the store's thread."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(lambda: self._event("store_failed", "error", detail=why))
+
     # --- models and catalogs -------------------------------------------------------------------------------------
 
     def _on_model_event(self, outcome: Outcome) -> None:
@@ -201,6 +257,7 @@ class Service:
 
         def swapped() -> None:
             self._event("model_serves", "info", kind=kind, model=label)
+            self._remembering.serves(kind, label)
             self._changed()
 
         self._loop.call_soon_threadsafe(swapped)
@@ -238,6 +295,8 @@ class Service:
         if limits is not None and limits != self._limits:
             self._limits = limits
             self._engine.configure(limits)
+            if self._memory is not None:
+                self._memory.configure(policy(limits))
             self._catalogs.configure(limits)
             self._changed()
         if self._store is not None:

@@ -8,14 +8,21 @@ import hmac
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from importlib.metadata import version
 from typing import Any, Final, Protocol, TypeVar
 
+from proxy import clients
 from proxy.auth import Authenticator
+from proxy.clients import Sessions, state_of
+from proxy.console_db import servers
+from proxy.console_db.rights import Rights, meant, rights
+from proxy.console_db.session import MAX_SESSIONS, ConsoleSession
 from proxy.control import KEY_SERIAL_BITS, worker_of_key
 from proxy.login import Credential, Login
 from proxy.logs import Log
 from proxy.metrics import Counters
+from proxy.pausing import Pauses
 from proxy.readonly import lifts_read_only
 from proxy.relay import RelaySession
 from proxy.reuse import ReusingSession
@@ -37,6 +44,12 @@ from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import StatementRegistry
 
 NO_REPLICATION: Final = error_response("25006", "replication connections are refused where read_only is on")
+NOT_ALLOWED: Final = error_response(
+    "42501",
+    "permission denied for the administration database",
+    detail="The settings admin_users and stats_users say who may use it.",
+)
+TOO_MANY_CONSOLES: Final = error_response("53300", "too many clients of the administration database already")
 _SWEEP_SECONDS: Final = 1.0
 _OUR_KEY: Final = 0x4000_0000  # set in the process ids we make up; real ones are far below
 _MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently used unused ones go first
@@ -88,14 +101,18 @@ class WorkerContext:
         )
         self.steerer = Steerer(settings, counters, log) if settings.planner_socket else None
         self.registry = StatementRegistry()
-        self.sessions: set[Session | RelaySession] = set()
+        self.sessions = Sessions()
+        self.consoles: set[ConsoleSession] = set()
+        self.pauses = Pauses()
         self.draining = False
         self.slow_ms = _slow_limit(settings)
         self.cancel_router: Callable[[int, bytes], Awaitable[None]] | None = None
+        self.cancel_elsewhere: Callable[[int, bytes], Awaitable[bool]] | None = None
         self.request_close_idle: Callable[[str], Awaitable[None]] | None = None
+        self.ask_supervisor: Callable[..., Awaitable[dict[str, Any]]] | None = None
         self._openers: OrderedDict[tuple[str, str, Credential], Opener] = OrderedDict()
         self._pools: OrderedDict[tuple[str, str, Credential, tuple[tuple[str, str], ...]], BackendPool] = OrderedDict()
-        self._keys: dict[int, Session] = {}
+        self._keys: dict[int, Session | ConsoleSession] = {}
         self._serial = 0
         self._cancels = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -135,6 +152,9 @@ class WorkerContext:
             transport.write(SHUTDOWN if self.draining else NO_REPLICATION)
             transport.close()
             return
+        if meant(self.settings, login.database, login.replication):
+            self._start_console(login, transport, pending)
+            return
         if login.replication is None and self.settings.pool_mode == "transaction":
             session = PooledSession(self, login, transport, self._pool(login), pending)
         elif login.replication is None and self.settings.session_reuse:
@@ -143,7 +163,9 @@ class WorkerContext:
             session = DedicatedSession(self, login, transport, pending)
         self._count_in(session)
         if self.settings.log_connections:
-            self.log.event("login", user=login.user, database=login.database, peer=login.peer, tls=login.tls)
+            self.log.event(
+                "login", id=login.id, user=login.user, database=login.database, peer=login.peer, tls=login.tls
+            )
         session.start()
 
     def start_relay(self, login: Login, transport: asyncio.Transport, raw_startup: bytes, pending: bytes) -> None:
@@ -151,6 +173,25 @@ class WorkerContext:
         session = RelaySession(self, login, transport, raw_startup, pending)
         self._count_in(session)
         session.start()
+
+    def _start_console(self, login: Login, transport: asyncio.Transport, pending: bytes) -> None:
+        """The administration database; it is neither counted nor waited for."""
+        allowed = rights(self.settings, login)
+        refused = NOT_ALLOWED if allowed is Rights.NONE else TOO_MANY_CONSOLES
+        if allowed is Rights.NONE or len(self.consoles) >= MAX_SESSIONS:
+            self.log.event("admin_refused", level="warning", id=login.id, user=login.user, peer=login.peer)
+            transport.write(refused)
+            transport.close()
+            return
+        console = ConsoleSession(self, login, transport, pending, allowed, version("pilotwire"))
+        self.consoles.add(console)
+        self._keys[console.key[0]] = console
+        self.log.event("admin_login", id=login.id, user=login.user, peer=login.peer, rights=allowed.name.lower())
+        console.start()
+
+    def console_ended(self, console: ConsoleSession) -> None:
+        self.consoles.discard(console)
+        self._keys.pop(console.key[0], None)
 
     def _count_in(self, session: Session | RelaySession) -> None:
         self.sessions.add(session)
@@ -183,6 +224,8 @@ class WorkerContext:
 
     async def open_dedicated(self, login: Login) -> Backend:
         """A backend with this client's own start-up. Raises `UpstreamError`."""
+        if self.pauses.holds(login.database):
+            await self.pauses.over(login.database)
         opener = self._opener(login.user, login.database, login.credential, None)
         settings = self.startup_settings(login)
         if login.replication is not None:
@@ -218,6 +261,7 @@ class WorkerContext:
             login = session.login
             self.log.event(
                 "disconnect",
+                id=login.id,
                 user=login.user,
                 database=login.database,
                 peer=login.peer,
@@ -259,10 +303,35 @@ class WorkerContext:
             limit = self.settings.pool_size + self.settings.pool_overflow
             opener = Opener(self.settings, self.tls, login.user, login.database, login.credential, limit)
             pool = self._pools[key] = BackendPool(self.settings, self.counters, self.log, opener, startup)
+            pool.pause(paused=self.pauses.holds(login.database))
             _drop_unused(self._pools, pool)
         else:
             self._pools.move_to_end(key)
         return pool
+
+    def pools(self) -> list[dict[str, Any]]:
+        """The pools of this worker, for a person; see `proxy.clients.pools`."""
+        return clients.pools(self.sessions, [*self._pools.values()], self.settings.pool_mode)
+
+    def servers(self) -> list[dict[str, Any]]:
+        """The server connections of this worker; see `proxy.console_db.servers`."""
+        return servers.listed(self.sessions, [*self._pools.values()])
+
+    def pause(self, databases: Sequence[str], *, everything: bool) -> None:
+        """Has new transactions of these databases wait, and those of all others go on."""
+        self.pauses.put(databases, everything=everything)
+        for pool in self._pools.values():
+            pool.pause(paused=self.pauses.holds(pool.opener.database))
+
+    def busy(self, database: str) -> int:
+        """Transactions that run on a database ("": on any) in pools that hand their backends on."""
+        return sum(
+            isinstance(session, PooledSession)
+            and session.backend is not None
+            and (not database or session.login.database == database)
+            and state_of(session) != "idle"
+            for session in self.sessions
+        )
 
     async def clear_database(self, database: str) -> None:
         """Closes idle backends of a database in every worker."""
@@ -302,27 +371,42 @@ class WorkerContext:
         finally:
             self._cancels -= 1
 
-    async def _cancel(self, pid: int, secret: bytes) -> None:
+    async def cancel_here(self, pid: int, secret: bytes) -> bool:
+        """Cancels what a session of this worker runs; False when the key is none of theirs."""
         session = self._keys.get(pid)
-        if session is not None and hmac.compare_digest(session.key[1], secret):
-            await self._own_query_over(session)
-            session.without_advice()  # the statement that waits is the one that is meant
-            backend = session.backend
-            if backend is None or not session.talk.cancellable:
-                self.counters.cancels_dropped += 1
-                return
-            backend.cancelling += 1
-            try:
-                await self._send_cancel(backend.address, backend.pid, backend.secret)
-            finally:
-                self.cancel_over(backend)
-        elif pid & _OUR_KEY:
+        if session is None or not hmac.compare_digest(session.key[1], secret):
+            return False
+        if isinstance(session, ConsoleSession):
+            session.cancel()
+            return True
+        session.talk.cancelled()
+        await self._own_query_over(session)
+        session.without_advice()  # the statement that waits is the one that is meant
+        backend = session.backend
+        if backend is None or not session.talk.cancellable:
+            self.counters.cancels_dropped += 1
+            return True
+        backend.cancelling += 1
+        try:
+            await self._send_cancel(backend.address, backend.pid, backend.secret)
+        finally:
+            self.cancel_over(backend)
+        return True
+
+    async def _cancel(self, pid: int, secret: bytes) -> None:
+        if await self.cancel_here(pid, secret):
+            return
+        if pid & _OUR_KEY:
             if worker_of_key(pid) != self.worker_id and self.cancel_router is not None:
                 await self.cancel_router(pid, secret)
             else:
                 self.counters.cancels_dropped += 1
         else:
-            # A real key of a session elsewhere: in another worker, or in another instance behind a load balancer.
+            # A real key of a session elsewhere: in another worker, which must know whose cancel it is where it may have
+            # one of its own under way, or in another instance behind a load balancer.
+            elsewhere = self.cancel_elsewhere if self.steerer is not None else None
+            if elsewhere is not None and await elsewhere(pid, secret):
+                return
             for host in self.settings.dsn.hosts:
                 await self._send_cancel(host.socket_path if host.is_unix else (host.host, host.port), pid, secret)
 
@@ -340,6 +424,18 @@ class WorkerContext:
         tls = None if mode in ("disable", "allow") else self.tls.server_side
         self.counters.cancels_forwarded += 1
         await send_cancel(address, pid, secret, tls, require_tls=mode not in ("disable", "allow", "prefer"))
+
+    async def stop(self, backend: Backend) -> bool:
+        """Cancels what runs on a backend, for the proxy itself; whether the server has got the request. When this
+        returns true the request can hit nothing any more that is sent later: the server closes the connection that
+        brought it behind the signal, and a backend drops a signal that finds it idle."""
+        try:
+            await self._send_cancel(backend.address, backend.pid, backend.secret)
+        except (OSError, TimeoutError) as error:
+            self.counters.steering_stops_failed += 1
+            self.log.event("stop_failed", level="warning", error=str(error) or type(error).__name__)
+            return False
+        return True
 
     def cancel_over(self, backend: Backend) -> None:
         """One thing less that kept a backend from changing hands."""
@@ -360,6 +456,8 @@ class WorkerContext:
         except TimeoutError:
             self.terminate_idle()
             await self._wait_empty()
+        for console in [*self.consoles]:
+            console.finish(SHUTDOWN)
 
     async def _wait_empty(self) -> None:
         while self.sessions:
@@ -368,6 +466,7 @@ class WorkerContext:
 
     def terminate_idle(self) -> None:
         """Ends each session as soon as it is outside a transaction, with 57P01."""
+        self.pause((), everything=False)  # nobody could resume it any more
         for session in [*self.sessions]:
             session.end_when_idle()
 
@@ -375,9 +474,13 @@ class WorkerContext:
         """Ends everything at once."""
         for session in [*self.sessions]:
             session.abort()
+        for console in [*self.consoles]:
+            console.abort()
         self.close()
 
     def close(self) -> None:
+        for console in [*self.consoles]:
+            console.finish(SHUTDOWN)
         for task in self._tasks:
             task.cancel()
         for pool in self._pools.values():
@@ -385,10 +488,19 @@ class WorkerContext:
         for opener in self._openers.values():
             opener.close()
 
+    def set_mode(self, mode: str) -> None:
+        """Steers in this mode from now on; statements that wait for advice go on without it where it says so."""
+        self.settings = self.settings.model_copy(update={"mode": mode})
+        if self.steerer is not None:
+            self.steerer.configure(self.settings)
+
     async def reload(self, settings: ProxySettings) -> None:
         """Puts new settings in place; connections that exist keep what they were opened with."""
         self.settings = settings
         self.slow_ms = _slow_limit(settings)
+        for session in self.sessions:
+            if isinstance(session, Session):
+                session.slow_ms = self.slow_ms
         if self.steerer is not None:
             self.steerer.configure(settings)
         for complaint in self.tls.reload(settings):

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from proxy.auth import Authenticator, AuthFailed, Exchange
 from proxy.auth.failures import certificate_failed, password_failed
+from proxy.console_db.rights import meant
 from proxy.login import Credential, Login, RelayCredential
 from proxy.logs import Log
 from proxy.metrics import Counters
@@ -81,6 +82,10 @@ class Ticket(Protocol):
     @property
     def peer(self) -> str: ...
     @property
+    def id(self) -> str:
+        """Names the connection in the log."""
+
+    @property
     def late(self) -> bool:
         """Accepted when the worker was shutting down already."""
 
@@ -123,7 +128,7 @@ def refusal(context: GreetingContext, ticket: Ticket, startup: StartupMessage, *
 def log_refusal(context: GreetingContext, ticket: Ticket, reason: str, startup: StartupMessage | None = None) -> None:
     """One line about a client that did not get as far as being verified."""
     user, database = (startup.user, startup.database) if startup else (None, None)
-    context.log.event("client_refused", peer=ticket.peer, user=user, database=database, reason=reason)
+    context.log.event("client_refused", id=ticket.id, peer=ticket.peer, user=user, database=database, reason=reason)
 
 
 class Greeting(asyncio.Protocol):
@@ -260,7 +265,9 @@ class Greeting(asyncio.Protocol):
     # Verifying.
 
     def _begin(self, startup: StartupMessage) -> None:
-        if self._context.settings.auth == "relay":
+        settings = self._context.settings
+        own = meant(settings, startup.database, startup.replication)
+        if settings.auth == "relay" and not own:
             self._hand_over(RelayCredential())
             return
         self._task = asyncio.ensure_future(self._look_up(startup))
@@ -274,6 +281,7 @@ class Greeting(asyncio.Protocol):
                 tls=self._encrypted,
                 peer_certificate=certificate,
                 peer=self._ticket.peer,
+                own=meant(self._context.settings, startup.database, startup.replication),
             )
             self._task = None
             request = exchange.start()
@@ -289,7 +297,12 @@ class Greeting(asyncio.Protocol):
             self._fail(failed, startup.negotiate)
         except Exception as error:  # whatever is wrong on our side, the client gets an answer and the log the reason
             self._context.log.event(
-                "login_broken", level="error", peer=self._ticket.peer, user=startup.user, error=repr(error)
+                "login_broken",
+                level="error",
+                id=self._ticket.id,
+                peer=self._ticket.peer,
+                user=startup.user,
+                error=repr(error),
             )
             self._end(startup.negotiate + error_response("XX000", "the proxy could not verify the login"))
 
@@ -362,6 +375,7 @@ class Greeting(asyncio.Protocol):
             minor=startup.minor if startup.minor >= 2 else 0,
             replication=startup.replication,
             peer=self._ticket.peer,
+            id=self._ticket.id,
             tls=self._encrypted,
             read_only=self._ticket.read_only,
         )
@@ -380,6 +394,7 @@ class Greeting(asyncio.Protocol):
         self._context.counters.logins_failed += 1
         self._context.log.event(
             "login_failed",
+            id=self._ticket.id,
             peer=self._ticket.peer,
             user=startup.user if startup else None,
             database=startup.database if startup else None,

@@ -24,6 +24,7 @@ import ssl
 from typing import Final
 
 from proxy.greeting import UNIX, Greeting, GreetingContext, log_refusal, refusal
+from proxy.logs import connection_id
 from proxy.tls import HANDSHAKE_SHUTDOWN, fit_allocator, return_free_memory
 from proxy.wire.startup import (
     CancelRequest,
@@ -161,6 +162,7 @@ class Arrival:
         "_sock",
         "_task",
         "_tls_next",
+        "id",
         "late",
         "peer",
         "read_only",
@@ -178,6 +180,7 @@ class Arrival:
         self._greeting: Greeting | None = None
         self._task: asyncio.Task[None] | None = None
         self.peer = peer
+        self.id = connection_id()
         self.late = context.draining
         self.read_only = read_only
         asyncio.get_running_loop().add_reader(sock.fileno(), self._readable, sock)

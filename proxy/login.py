@@ -47,5 +47,7 @@ class Login:
     minor: int = 0
     replication: str | None = None
     peer: str = ""
+    id: str = ""
+    """Names this connection in the log."""
     tls: bool = False
     read_only: bool = False

@@ -6,7 +6,8 @@ supervisor. There ``MergedCounters`` adds the snapshots of the living to a base 
 falls when a worker is restarted. ``proxy/admin/exposition.py`` turns the result into Prometheus metrics.
 
 A snapshot is a flat ``dict[str, float]``: ``statements`` for a plain counter, ``pinned{listen}`` for a labelled one,
-``statement_latency{0.001}`` for one histogram bucket (counts are per bucket there, not cumulated).
+``statement_latency{0.001}`` for one histogram bucket (counts are per bucket there, not cumulated), and
+``model_latency{cardinality-3|57}`` for one bucket of a sketch (see proxy/quantiles.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from proxy.quantiles import bucket
 
 LATENCY_BOUNDS: Final[tuple[float, ...]] = (
     0.0001,
@@ -107,6 +110,9 @@ WORKER_METRICS: Final[tuple[Metric, ...]] = (
     _counter("steering_answered", "Answers received from the planner."),
     _counter("steering_refused", "Steered statements that the server refused because of the advice."),
     _counter("steering_run_again", "Refused statements that were run again as the client sent them."),
+    _counter("steering_control", "Statements left alone for comparison though there was advice."),
+    _counter("steering_stopped", "Steered statements that went over their budget and were run again unsteered."),
+    _counter("steering_stops_failed", "Steered statements over their budget that could not be cancelled."),
     _counter("steering_breaker_opened", "Times that the planner missed so many deadlines that waiting was given up."),
     _counter("steering_planner_errors", "Connections to the planner that were closed because it sent garbage."),
     _counter("steering_observations_dropped", "Measurements not told to the planner because it did not read."),
@@ -136,6 +142,10 @@ LATENCY_HELP: Final = "Seconds from a statement's arrival to the end of its answ
 _GAUGES: Final = frozenset(metric.attribute for metric in WORKER_METRICS if metric.kind == "gauge")
 LATENCY: Final = "statement_latency"
 LATENCY_SUM: Final = "statement_latency_sum"
+MODEL_LATENCY: Final = "model_latency"
+"""Sketches of what steered statements took their clients, by model and version."""
+NO_MODEL: Final = "none"
+"""The label of statements that went on as they were."""
 LATENCY_KEYS: Final = tuple(f"{LATENCY}{{{bound}}}" for bound in (*LATENCY_BOUNDS, "+Inf"))
 
 
@@ -159,6 +169,7 @@ class Counters:
 
     __slots__ = (
         "_latency",
+        "_model_latency",
         "accept_pauses",
         "backends_closed",
         "backends_current",
@@ -190,6 +201,7 @@ class Counters:
         "steering_answered",
         "steering_asked",
         "steering_breaker_opened",
+        "steering_control",
         "steering_late",
         "steering_left_alone",
         "steering_observations_dropped",
@@ -198,6 +210,8 @@ class Counters:
         "steering_refused",
         "steering_run_again",
         "steering_steered",
+        "steering_stopped",
+        "steering_stops_failed",
         "steering_wait_seconds",
         "steering_waited",
         "tls_connections",
@@ -239,6 +253,9 @@ class Counters:
         self.steering_answered = 0
         self.steering_refused = 0
         self.steering_run_again = 0
+        self.steering_control = 0
+        self.steering_stopped = 0
+        self.steering_stops_failed = 0
         self.steering_breaker_opened = 0
         self.steering_planner_errors = 0
         self.steering_observations_dropped = 0
@@ -249,6 +266,7 @@ class Counters:
         self.log_lines_dropped = 0
         self.latency_sum = 0.0
         self._latency = [0] * (len(LATENCY_BOUNDS) + 1)
+        self._model_latency: dict[str, dict[int, int]] = {}
 
     def backend_opened(self, how: str) -> None:
         """Counts a server connection that was opened, ``pool`` or ``direct``."""
@@ -264,6 +282,17 @@ class Counters:
         self._latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         self.latency_sum += seconds
 
+    def observe_model(self, model: str, seconds: float) -> None:
+        """Counts one statement that steering looked at and that took its client ``seconds``, under the model that
+        steered it ("": none did); about 0.5 us."""
+        counts = self._model_latency.get(model or NO_MODEL)
+        if counts is None:
+            if model and len(self._model_latency) >= MAX_LABELS:
+                model = "other"
+            counts = self._model_latency.setdefault(model or NO_MODEL, {})
+        number = bucket(seconds * 1000)
+        counts[number] = counts.get(number, 0) + 1
+
     def snapshot(self) -> dict[str, float]:
         """The counts as they are now, flat: see the module's text for the keys."""
         flat: dict[str, float] = {}
@@ -276,6 +305,9 @@ class Counters:
                 flat[metric.attribute] = value
         flat.update(zip(LATENCY_KEYS, self._latency, strict=True))
         flat[LATENCY_SUM] = self.latency_sum
+        for model, counts in self._model_latency.items():
+            for number, found in counts.items():
+                flat[f"{MODEL_LATENCY}{{{model}|{number}}}"] = found
         return flat
 
 

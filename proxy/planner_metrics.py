@@ -38,6 +38,38 @@ PLANNER_COUNTERS: Final[tuple[Metric, ...]] = (
         "outcome",
         ("accepted",),
     ),
+    Metric("memory_approved", "counter", "memory_approved", "Arms approved: measured to win."),
+    Metric("memory_rejected", "counter", "memory_rejected", "Arms rejected: lost, gained too little, or withdrawn."),
+    Metric("memory_regressions", "counter", "memory_regressions", "Arms in use withdrawn because they became slower."),
+    Metric(
+        "memory_saved_seconds",
+        "counter",
+        "memory_saved_seconds",
+        "Seconds that steered executions took less than unsteered ones usually do.",
+    ),
+    Metric(
+        "memory_lost_seconds",
+        "counter",
+        "memory_lost_seconds",
+        "Seconds that steered executions took more, trials and stopped runs included.",
+    ),
+    Metric("memory_shadow", "counter", "memory_shadow", "Decisions logged by a rule for mode shadow, by arm.", "arm"),
+    Metric("memory_unwritten", "counter", "memory_unwritten", "Times that records for the store had to be dropped."),
+    Metric(
+        "memory_store_failures",
+        "counter",
+        "memory_store_failures",
+        "Failed attempts to write to or read from the store, by kind.",
+        "kind",
+    ),
+    Metric(
+        "planner_verifications",
+        "counter",
+        "planner_verifications",
+        "Plans of arms looked at, by outcome: honoured, not_honoured, same_plan (nothing changes), failed (not seen).",
+        "outcome",
+        ("honoured", "not_honoured"),
+    ),
 )
 BOUNDS: Final[tuple[float, ...]] = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0)
 """Upper bounds of both histograms in seconds, the same as in `planner.counters`."""

@@ -125,8 +125,7 @@ class RelaySession(asyncio.Protocol):
             server, pid=pid, secret=secret, address=self._address, greeting=[], now=self.context.now(), taken=None
         )
         session = DedicatedSession(self.context, self.login, self._transport, b"")
-        self.context.sessions.discard(self)
-        self.context.sessions.add(session)
+        self.context.sessions.replace(self, session)
         session.adopt(backend)
         if rest:
             backend.data_received(rest)

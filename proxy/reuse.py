@@ -75,8 +75,7 @@ class ReusingSession(DedicatedSession):
         if self._waiting:
             self._pool.forget(self)
         self._leaving = True
-        if self._wait is not None:
-            self._wait.abandon()
+        self._unwatched()
         backend, self.backend = self.backend, None
         if backend is not None:
             backend.read(wanted=True)

@@ -129,12 +129,19 @@ class DedicatedSession(Session):
         if out:
             self.counters.bytes_to_client += len(out)
             self.transport.write(out)
-        if talk.again:
-            self._send_again(backend, talk)
         if talk.ready_count != self._ready_seen:
-            self._answered(talk)
+            self._answered(talk, out)
             if self._closing and talk.idle:
                 self.finish(SHUTDOWN)
+        if talk.again is not None:
+            self._send_again(backend, talk)
+
+    def _go_on_behind(self, backend: Backend) -> None:
+        if self._talk.held:
+            self.data_received(b"")
+        if self._eof_due and not self._talk.budget_ms and not backend.lost:
+            self._eof_due = False
+            backend.transport.write_eof()
 
     def eof_received(self) -> bool:
         """The client has sent all it will; as with the server, it may still read its answers."""
@@ -142,13 +149,15 @@ class DedicatedSession(Session):
         backend = self.backend
         if backend is None or backend.lost or not backend.transport.can_write_eof() or self.login.tls:
             return False
-        backend.transport.write_eof()
+        if self._talk.budget_ms:
+            self._eof_due = True
+        else:
+            backend.transport.write_eof()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leaving = True
-        if self._wait is not None:
-            self._wait.abandon()
+        self._unwatched()
         backend, self.backend = self.backend, None
         if backend is not None:
             # A client that vanished is told to the server as it is: the connection ends without a Terminate.
@@ -388,12 +397,12 @@ class PooledSession(Session):
         if out:
             self.counters.bytes_to_client += len(out)
             self.transport.write(out)
-        if talk.again:
-            self._send_again(backend, talk)
         if talk.ready_count != self._ready_seen:
-            self._answered(talk)
+            self._answered(talk, out)
         if talk.idle:
             self._transaction_over(backend)
+        if talk.again is not None:
+            self._send_again(backend, talk)
         if self._half_closed and not self._answers_coming():
             self.transport.close()
 
@@ -403,6 +412,12 @@ class PooledSession(Session):
         # While it waits in the queue it is taken to have left, as most clients that end there have.
         self._half_closed = not self.login.tls and not self._waiting and self._answers_coming()
         return self._half_closed
+
+    def _go_on_behind(self, backend: Backend) -> None:
+        if self.backend is not backend:
+            self._take(b"")
+        elif self._talk.held and not backend.cancelling:
+            self._forward(backend, b"")
 
     def _answers_coming(self) -> bool:
         return self._waiting or (self.backend is not None and (self._applying or self._talk.answers_coming))
@@ -460,7 +475,7 @@ class PooledSession(Session):
             return
         if not self._applying:
             pending, self._pending = self._pending, b""
-            if pending:
+            if pending or self._talk.held:
                 self._forward(backend, pending)
         if self._talk.idle and self.backend is backend:
             self._transaction_over(backend)
@@ -476,8 +491,7 @@ class PooledSession(Session):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leaving = True
-        if self._wait is not None:
-            self._wait.abandon()
+        self._unwatched()
         if self._waiting:
             self._waiting = False
             self._pool.forget(self)

@@ -1,4 +1,5 @@
-"""What all sessions have in common: ending, counting, flow control, and waiting for advice."""
+"""What all sessions have in common: ending, counting, flow control, waiting for advice, and watching over the budget of
+what runs with it."""
 
 from __future__ import annotations
 
@@ -24,6 +25,10 @@ BREACHED: Final = error_response("25006", "this session is read-only, but someth
 # While a client's own messages wait for a backend, about this much of them is read. Not to read at all would hide
 # that the client has left, and it would keep its place in the queue.
 PENDING_LIMIT: Final = 16 * 1024
+# When a run over its budget cannot be cancelled yet, after so many seconds it is looked at again; when it goes on all
+# the same after a cancel request, which hit nothing if the server had not begun with it, another one is sent.
+_LOOK_AGAIN: Final = 0.005
+_CANCEL_AGAIN: Final = 0.1
 
 
 class Session:
@@ -33,18 +38,20 @@ class Session:
 
     __slots__ = (
         "_closing",
-        "_errors_seen",
+        "_eof_due",
         "_leaving",
         "_ready_seen",
         "_server_full",
         "_since",
         "_steering",
+        "_timer",
         "_wait",
         "backend",
         "context",
         "counters",
         "key",
         "login",
+        "slow_ms",
         "talk",
         "transport",
     )
@@ -63,8 +70,10 @@ class Session:
         self._leaving = False
         self._steering = talk.steering if isinstance(talk.steering, SessionSteering) else None
         self._wait: Wait | None = None  # for advice; made when there is something to wait for
-        self._errors_seen = 0
+        self._timer: asyncio.TimerHandle | None = None  # goes off when the budget of what runs is spent
+        self._eof_due = False  # the server is to be told that the client has sent all it will
         self._server_full = False  # the server does not read
+        self.slow_ms: float = context.slow_ms
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.login.user}@{self.login.database} {self.talk!r} backend={self.backend!r}>"
@@ -96,8 +105,8 @@ class Session:
         self.context.log.event("protocol_error", level="warning", peer=self.login.peer, error=str(error))
         self.finish(error_response("08P01", str(error)))
 
-    def _answered(self, talk: Conversation) -> None:
-        """Bookkeeping for each ReadyForQuery that reached the client; about 0.7 us."""
+    def _answered(self, talk: Conversation, out: bytes) -> None:
+        """Bookkeeping for each ReadyForQuery that reached the client, at the end of ``out``; about 0.7 us."""
         counters = self.counters
         counters.statements += talk.ready_count - self._ready_seen
         self._ready_seen = talk.ready_count
@@ -114,12 +123,11 @@ class Session:
             took = _now() - self._since
             self._since = 0.0
             counters.observe_latency(took)
-            if took * 1000 >= self.context.slow_ms:
+            if took * 1000 >= self.slow_ms:
                 self.context.log_slow(self.login, took)
             steering = self._steering
             if steering is not None and steering.template is not None:
-                steering.done(took, failed=talk.errors != self._errors_seen)
-                self._errors_seen = talk.errors
+                steering.done(took, out)
         if talk.idle:
             counters.transactions += 1
             if self._steering is not None and self._steering.local:
@@ -128,12 +136,17 @@ class Session:
     # ------------------------------------------------------------------ advice
 
     def _suspended(self) -> None:
-        """The conversation waits for advice; meanwhile not much more is read than waits already."""
+        """The conversation waits, for advice or for a run with a budget; meanwhile not much more is read than waits
+        already."""
         wait = self._wait
-        if wait is None:
+        if self.talk.budget_ms:
+            self._watch()
+        elif wait is None:
             assert self._steering is not None
             wait = self._wait = Wait(self.talk, self._steering, self._decided)
-        wait.begin()
+            wait.begin()
+        else:
+            wait.begin()
         if self.talk.suspended and self.talk.held > PENDING_LIMIT:
             self.transport.pause_reading()
 
@@ -149,6 +162,8 @@ class Session:
             self._violated(error)
             return
         self._sent(backend, out)
+        if self.talk.budget_ms:
+            self._watch()
         if not self._server_full and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -161,9 +176,71 @@ class Session:
         if self._wait is not None:
             self._wait.end()
 
+    # ------------------------------------------------------------------ budgets
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.talk.budget_ms / 1000, self._over_budget)
+
+    def _over_budget(self) -> None:
+        self._timer = None
+        backend = self.backend
+        if backend is None or self.transport.is_closing():
+            return
+        stop = self.talk.stop()
+        if stop is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._over_budget)
+        elif stop:
+            backend.cancelling += 1  # nobody else gets it
+            self.context.spawn(self._stop(backend))
+
+    async def _stop(self, backend: Backend) -> None:
+        """Cancels what runs; it is run again as the client sent it once no cancel request is on its way any more."""
+        try:
+            sent = await self.context.stop(backend)
+            if self.backend is backend and not self.transport.is_closing():
+                out = self.talk.stopped(sent=sent)
+                if out:
+                    self.counters.bytes_to_client += len(out)
+                    self.transport.write(out)
+                self.server_data(backend, b"")  # for what else there is to do
+                if self.talk.budget_ms and self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(_CANCEL_AGAIN, self._over_budget)
+        finally:
+            self.context.cancel_over(backend)
+
     def _send_again(self, backend: Backend, talk: Conversation) -> None:
-        backend.transport.write(talk.again)
-        talk.again = b""
+        """Sends what the conversation has for the server, and lets go on what the client sent meanwhile."""
+        again, talk.again = talk.again, None
+        if again:
+            backend.transport.write(again)
+        if not talk.budget_ms and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._go_on_behind(backend)
+        if not self._server_full and not self.transport.is_closing() and not talk.suspended:
+            self.transport.resume_reading()
+
+    def _go_on_behind(self, backend: Backend) -> None:
+        """What the client has sent behind a run with a budget, if anything."""
+        raise NotImplementedError
+
+    def server_data(self, backend: Backend, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _unwatched(self) -> None:
+        """The session is over: nobody waits for anything."""
+        if self._wait is not None:
+            self._wait.abandon()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        backend = self.backend
+        if self.talk.budget_ms and backend is not None and not backend.lost:
+            # A plan that is terrible would go on for nobody.
+            backend.cancelling += 1
+            self.context.spawn(self._stop(backend))
 
     # ------------------------------------------------------------------ flow control
 

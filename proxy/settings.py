@@ -18,6 +18,7 @@ from pydantic import model_validator
 from proxy import settings_rules as rules
 from proxy.dsn import Dsn, ListenAddress, parse_dsn
 from proxy.options import Bytes, Names, OptionDoc, Seconds, option, option_doc
+from proxy.settings_admin import AdminSettings
 from proxy.settings_connections import (
     CONFIG,
     AuthMethod,
@@ -26,8 +27,11 @@ from proxy.settings_connections import (
     TargetSessionAttrs,
     TlsMode,
 )
+from proxy.settings_explorer import ExplorerSettings
+from proxy.settings_operations import OperationsSettings
 from proxy.settings_planner import PlannerSettings
 from proxy.settings_steering import SteeringMode, SteeringSettings
+from proxy.settings_store import StoreSettings
 
 PoolMode = Literal["session", "transaction"]
 LogFormat = Literal["human", "json"]
@@ -48,7 +52,15 @@ __all__ = [
 POOL, SAFETY, LOG = "Pooling", "Stopping and guarding", "Logging"
 
 
-class ProxySettings(PlannerSettings, SteeringSettings, ConnectionSettings):
+class ProxySettings(
+    OperationsSettings,
+    AdminSettings,
+    ExplorerSettings,
+    StoreSettings,
+    PlannerSettings,
+    SteeringSettings,
+    ConnectionSettings,
+):
     """Durations are seconds, sizes are bytes, '' is "not set". See docs/configuration.md for each field."""
 
     model_config = CONFIG
@@ -323,6 +335,7 @@ class ProxySettings(PlannerSettings, SteeringSettings, ConnectionSettings):
         """JSON with the secrets in clear, for a worker process over a private channel only."""
         values = self.model_dump(mode="json")
         values["upstream_password"] = self.password
+        values["store_password"] = self.store_password.get_secret_value() if self.store_password is not None else None
         return json.dumps(values).encode()
 
     @classmethod

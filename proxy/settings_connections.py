@@ -133,7 +133,7 @@ class ConnectionSettings(BaseModel):
     admin: str = option(
         "127.0.0.1:9432",
         group=LISTEN,
-        description="Where /metrics, /healthz and /readyz are served; off switches it off.",
+        description="Where the console, the JSON API, /metrics, /healthz and /readyz are served; off switches it off.",
         unit="address",
         reason="A port of its own can be closed to clients and opened to the monitoring.",
         warning="An address that other machines reach is refused without admin_token.",

@@ -1,19 +1,25 @@
-"""Settings of the planner process: models, catalog, what is not steered."""
+"""Settings of the planner process: models, catalog, what is not steered, and on which evidence the rest is."""
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import Final, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from proxy.options import Bytes, Names, Seconds, option
 from proxy.settings_connections import CONFIG
 
 PLANNER: Final = "Models and the planner process"
+GUARD: Final = "Evidence and guardrails"
+Evidence = Literal["measured", "none"]
+_NAME: Final = r"(?:database|user|application|fingerprint)=[^\s,]+"
+_RULE: Final = re.compile(rf"\s*(?:\*|{_NAME}(?:\s+{_NAME})*)\s*:\s*(?:off|observe|shadow|canary|on)\s*")
 
 
 class PlannerSettings(BaseModel):
-    """The part of `ProxySettings` that the planner process goes by. Without ``models`` there is none."""
+    """The part of `ProxySettings` that the planner process goes by. Without ``models`` and with ``evidence`` none there
+    is no such process."""
 
     model_config = CONFIG
 
@@ -22,7 +28,7 @@ class PlannerSettings(BaseModel):
         group=PLANNER,
         description="Folder of model files (.onnx); a file dropped into it, or overwritten, takes over by itself.",
         unit="folder",
-        reason="A model predicts how many rows joins really produce; without one nothing is steered.",
+        reason="A model predicts how many rows joins really produce; without one only planner settings are tried.",
         warning="Who can write to the folder decides how your queries are planned, though not what they return.",
         reload=False,
     )
@@ -141,3 +147,125 @@ class PlannerSettings(BaseModel):
         warning="None.",
         reload=True,
     )
+    evidence: Evidence = option(
+        "measured",
+        group=GUARD,
+        description="measured: advice is tried on a part of the executions, and used where it was measured to win. "
+        "none: a model's advice is used at once, on all executions, and nothing is compared.",
+        unit="name",
+        reason="A model that is right most of the time still ruins some statement; only measuring tells what wins.",
+        warning="none is for judging a model by itself: what it gets wrong stays wrong until somebody notices.",
+        reload=False,
+    )
+    steer_modes: Names = option(
+        [],
+        group=GUARD,
+        description="Modes for some databases, users, applications and fingerprints, separated by commas; the first "
+        "that matches counts: 'user=batch:off, database=app user=report:canary, *:shadow'.",
+        unit="rules",
+        reason="Steering can begin with one application, and spread from there.",
+        warning="They only lower: the lowest of the rule, mode and the session's own holds.",
+        reload=True,
+    )
+    control_share: float = option(
+        0.05,
+        group=GUARD,
+        description="Share of the executions that are never steered, to be compared with those that are.",
+        unit="share",
+        reason="Load, caches and data drift: what won last month is compared again all the time.",
+        warning="With 0 nothing that has become slower is ever noticed, but by its time limit.",
+        reload=True,
+        ge=0,
+        le=0.5,
+    )
+    steer_min_calls: int = option(
+        5,
+        group=GUARD,
+        description="How often a kind of statement must have been measured before anything is tried on it.",
+        unit="executions",
+        reason="What is asked once has nothing to gain from a trial.",
+        warning="1 has trials made of statements of which hardly anything is known.",
+        reload=True,
+        ge=1,
+        le=1_000_000,
+    )
+    min_gain: float = option(
+        1.2,
+        group=GUARD,
+        description="How many times as fast a statement must have become for its advice to be approved.",
+        unit="factor",
+        reason="A gain of a few percent is not worth a plan that somebody has to understand.",
+        warning="Near 1, noise looks like a gain, and more is approved and withdrawn again.",
+        reload=True,
+        ge=1,
+        le=100,
+    )
+    min_gain_ms: float = option(
+        5.0,
+        group=GUARD,
+        description="What approved advice must save of an execution, in the median.",
+        unit="milliseconds",
+        reason="Statements are steered that matter.",
+        warning="Statements that take hardly longer than this are left alone.",
+        reload=True,
+        ge=0,
+        le=3_600_000,
+    )
+    template_gain: float = option(
+        2.0,
+        group=GUARD,
+        description="The gain that an arm must have shown on a kind of statement to be used for values that it was not "
+        "tried with.",
+        unit="factor",
+        reason="The best settings for one value can be the worst for another: there must be a margin.",
+        warning="Below 1.5 the odd statement gets slower until it is noticed.",
+        reload=True,
+        ge=1,
+        le=1000,
+    )
+    regret_budget: float = option(
+        2.0,
+        group=GUARD,
+        description="How many times its unsteered time a steered statement may take before it is stopped and run "
+        "again as the client sent it, where that can be done cleanly; 0 stops none.",
+        unit="factor",
+        reason="A wrong guess costs a bounded time.",
+        warning="Below 1.5 statements are stopped that only had a slow moment. Trials are stopped at 1.2 always.",
+        reload=True,
+        ge=0,
+        le=1000,
+    )
+    trial_share: float = option(
+        0.05,
+        group=GUARD,
+        description="What trials may cost, as a share of the time that all statements take.",
+        unit="share",
+        reason="However wrong a model is, this is all that it can cost.",
+        warning="0 has nothing tried after the first seconds of loss.",
+        reload=True,
+        ge=0,
+        le=1,
+    )
+    evidence_max_age: Seconds = option(
+        7 * 86400.0,
+        group=GUARD,
+        description="Evidence that is older is gathered again.",
+        unit="seconds",
+        reason="What lost in January may win in June.",
+        warning="Short ages have the same trials made again and again.",
+        reload=True,
+        shown_default="7d",
+        ge=60,
+        le=10 * 365 * 86400,
+    )
+
+    @field_validator("steer_modes")
+    @classmethod
+    def _rules(cls, rules: list[str]) -> list[str]:
+        for rule in rules:
+            if _RULE.fullmatch(rule) is None:
+                raise ValueError(
+                    f"{rule!r} is no rule like user=batch:off, database=app user=report:canary or *:shadow "
+                    "(database, user, application, fingerprint; off, observe, shadow, canary, on)"
+                )
+        return rules

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from proxy.dsn import FOLDED_OPTIONS, IGNORED_OPTIONS, Dsn, ListenAddress, is_loopback, parse_dsn, parse_listen
+from proxy.settings_store import fold_store
 
 if TYPE_CHECKING:
     from proxy.settings import AuthMethod, ProxySettings
@@ -40,7 +41,7 @@ def fold_dsn(values: dict[str, Any]) -> dict[str, Any]:
 
 def complete(values: dict[str, Any]) -> dict[str, Any]:
     """Raw input with the DSN taken apart and the defaults that depend on the presence of other settings."""
-    values = fold_dsn(values)
+    values = fold_store(fold_dsn(values))
     if values.get("upstream_password") in ("", None):
         values.pop("upstream_password", None)
     if isinstance(values.get("listeners"), str):
@@ -126,6 +127,8 @@ def check(settings: ProxySettings) -> None:
             "max_prepared_bytes is more than max_prepared_bytes_backend: a server connection must hold one client's "
             "statements"
         )
+    if settings.latency_warning_ms < settings.latency_good_ms:
+        raise ValueError("latency_warning_ms is less than latency_good_ms: set it to twice as much, for instance")
     if settings.log_debug_wire and settings.log_level != "debug":
         raise ValueError('log_debug_wire needs log_level = "debug"')
 

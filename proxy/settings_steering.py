@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from proxy.options import Bytes, option
 from proxy.settings_connections import CONFIG
 
-SteeringMode = Literal["off", "observe", "shadow", "on"]
+SteeringMode = Literal["off", "observe", "shadow", "canary", "on"]
 
 STEERING = "Steering"
 
@@ -25,13 +25,27 @@ class SteeringSettings(BaseModel):
     mode: SteeringMode = option(
         "on",
         group=STEERING,
-        description="on: advice is asked for and followed. shadow: it is asked for and counted, and nothing is "
+        description="on: advice is asked for and followed. canary: it is followed in a share of the executions "
+        "(canary_share). shadow: it is asked for and counted, and nothing is "
         "changed. observe: statements are only measured. off: none of it.",
         unit="name",
-        reason="shadow shows on real work what would be steered before anything is.",
+        reason="shadow shows on real work what would be steered before anything is; canary risks little.",
         warning="Without models there is no advice, whatever this says. A client turns steering off for itself by SET "
-        "pilotwire.mode = 'off', one statement by the comment /* pilotwire: off */.",
+        "pilotwire.mode = 'off', one statement by the comment /* pilotwire: off */. SIGUSR2 to the supervisor, or "
+        "POST /api/mode, changes the mode at once, until it is changed back.",
         reload=True,
+    )
+    canary_share: float = option(
+        0.1,
+        group=STEERING,
+        description="In mode canary, the share of the executions with advice that are steered; the others are the "
+        "control group.",
+        unit="share",
+        reason="Few executions show whether steering gains, and few are at risk.",
+        warning="Each execution is drawn by itself: the same statement runs now with advice, now without.",
+        reload=True,
+        ge=0,
+        le=1,
     )
     planner_socket: str = option(
         "",

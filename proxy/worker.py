@@ -4,10 +4,10 @@ Started as ``python -m proxy.worker --control FD`` with the listening sockets an
 inherited. The settings, secrets included, come over that channel and never stand on a command line or in the
 environment.
 
-From the supervisor: ``start``, ``counters``, ``reload``, ``drain``, ``abort``, ``cancel``, ``close_idle``. To the
-supervisor: ``counters`` every second, and ``cancel`` and ``close_idle`` where other workers are concerned. When the
-channel ends the supervisor is dead: the worker stops accepting, lets its clients finish within ``drain_timeout``, and
-ends.
+From the supervisor: ``start``, ``counters``, ``reload``, ``drain``, ``abort``, ``cancel``, ``cancel_here``, ``mode``,
+``close_idle``, ``pause``, and for people ``clients``, ``pools``, ``servers``, ``busy`` and ``kill``. To the supervisor:
+``counters`` every second, ``cancel``, ``cancel_elsewhere`` and ``close_idle`` where other workers are concerned, and
+``console`` for what is asked in the administration database. When the channel ends the supervisor is dead: the worker stops accepting, lets its clients finish within ``drain_timeout``, and ends.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import uvloop
 
+from proxy.clients import kill
 from proxy.context import WorkerContext
 from proxy.control import ControlChannel, ControlLostError, Message
 from proxy.listener import Listener, Lobby
@@ -91,8 +92,24 @@ class Worker:
                 self._done.set()
             case "cancel":
                 await context.cancel(int(message["pid"]), bytes.fromhex(message["secret"]))
+            case "cancel_here":
+                return {"found": await context.cancel_here(int(message["pid"]), bytes.fromhex(message["secret"]))}
+            case "mode":
+                context.set_mode(str(message["mode"]))
             case "close_idle":
                 await context.close_idle_backends(str(message["database"]))
+            case "clients":
+                return {"clients": context.sessions.page(int(message["after"]), int(message["most"]))}
+            case "pools":
+                return {"pools": context.pools()}
+            case "servers":
+                return {"servers": context.servers()}
+            case "pause":
+                context.pause(message["databases"], everything=bool(message["everything"]))
+            case "busy":
+                return {"busy": context.busy(str(message["database"]))}
+            case "kill":
+                return {"found": await kill(context, int(message["number"]))}
         return None
 
     async def _start(self, message: Message) -> Message:
@@ -102,7 +119,9 @@ class Worker:
         try:
             context = WorkerContext(settings, worker_id, Counters(), self._log)
             context.cancel_router = self._route_cancel
+            context.cancel_elsewhere = self._cancel_elsewhere
             context.request_close_idle = self._request_close_idle
+            context.ask_supervisor = self._ask
             await context.start()
         except (ValueError, OSError, RuntimeError) as error:
             return {"refused": str(error)}
@@ -135,10 +154,22 @@ class Worker:
         if self._channel is not None:
             self._channel.send("counters", counters=_snapshot(context))
 
+    async def _ask(self, kind: str, limit: float, **fields: Any) -> Message:
+        assert self._channel is not None
+        return await self._channel.request(kind, limit, **fields)
+
     async def _route_cancel(self, pid: int, secret: bytes) -> None:
         assert self._channel is not None
         with contextlib.suppress(ControlLostError):
             await self._channel.request("cancel", ROUTE_SECONDS, pid=pid, secret=secret.hex())
+
+    async def _cancel_elsewhere(self, pid: int, secret: bytes) -> bool:
+        assert self._channel is not None
+        try:
+            answer = await self._channel.request("cancel_elsewhere", ROUTE_SECONDS, pid=pid, secret=secret.hex())
+        except ControlLostError:
+            return False
+        return bool(answer.get("found"))
 
     async def _request_close_idle(self, database: str) -> None:
         assert self._channel is not None
@@ -236,7 +267,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--control", type=int, required=True, help="descriptor of the control channel")
     control = socket.socket(fileno=parser.parse_args(arguments).control)
     # Ctrl-C and systemd signal the whole group; the supervisor alone decides what that means for its workers.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     raise_open_files()
     uvloop.run(Worker().run(control))

@@ -38,10 +38,12 @@ _NAME: Final = 24  # characters of a table's name in an alias: PostgreSQL cuts a
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How to count one sub-plan. ``plain`` is also its identity; both forms return one row with one value."""
+    """How to count one sub-plan. ``plain`` is also its identity; both forms return one row with one value.
+    ``relations`` is how many are joined."""
 
     plain: str
     factored: str | None = None
+    relations: int = 2
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ class BlockCounts:
         return Count(
             self._plain(items, classes, others),
             None if others else factored(items, classes),
+            mask.bit_count(),
         )
 
     def _plain(self, items: dict[int, Item], classes: list[list[Key]], others: list[str]) -> str:

@@ -7,13 +7,16 @@ never seen, which is where learned estimates have fooled their makers most often
 
 Sub-plans that are empty are left out. The logarithm of their ratio is arbitrary, and models that were given some
 number there became useless in the tail: they predict "almost nothing" where one row more or less decides.
+
+A sub-plan of which only a lower bound is known is taken in where the bound is above the native estimate: that much the
+estimate is too low at least. Where it is not, the bound says nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +29,20 @@ from planner.snapshot import Snapshot
 from planner.sql import read
 from planner.subplans import connected
 from training.counting import BlockCounts, Count, selects, source_of
+from training.explained import harvestable
 from training.labels import digest
 from training.queries import Query, Skipped, Workload, excerpt
 
 Array = npt.NDArray[Any]
+GENERATED_WEIGHT: Final = 0.5
+"""What a sub-plan of a generated statement counts beside one of the workload's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The sub-plans of one query block: ``features`` float32 [n, F], ``native`` estimated rows [n], ``counts`` how to
-    count each, ``digests`` their names among the labels."""
+    """The sub-plans of one query block: ``masks`` are their relations, ``features`` float32 [n, F], ``native``
+    estimated rows [n], ``counts`` how to count each, ``digests`` their names among the labels. ``generated``: of no
+    statement of the workload's own."""
 
     query: int
     template: str
@@ -45,6 +52,11 @@ class Block:
     native: Array
     counts: tuple[Count, ...]
     digests: tuple[str, ...]
+    resolved: ResolvedBlock
+    masks: tuple[int, ...]
+    generated: bool = False
+    readable: bool = False
+    """Whether the statement's plans tell its sub-plans (`training.explained.harvestable`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,9 @@ class Collected:
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """One row per labelled sub-plan: ``features`` float32 [n, F], ``native`` and ``actual`` rows [n], ``query`` the
-    index of its statement, ``template`` the index of its join template."""
+    index of its statement, ``template`` the index of its join template, ``block`` and ``place`` where it is: the index
+    of its block and, in that, of its mask. ``lower`` bool [n]: ``actual`` is only a lower bound, which nothing is
+    judged by. ``weight`` [n]: below 1 for sub-plans of generated statements, which nothing is judged by either."""
 
     features: Array
     native: Array
@@ -69,8 +83,31 @@ class Dataset:
     query: Array
     template: Array
     queries: int
+    """How many of the workload's own statements are among them."""
     empty: int
     """How many labelled sub-plans were left out for having no rows."""
+    lower: Array = field(default_factory=lambda: np.zeros(0, bool))
+    weight: Array = field(default_factory=lambda: np.zeros(0))
+    block: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    place: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        """Whatever was left out is as usual: exact, of the workload's own, each row a block."""
+        count = len(self.native)
+        usual = {
+            "lower": np.zeros(count, bool),
+            "weight": np.ones(count),
+            "block": np.arange(count),
+            "place": np.zeros(count, np.int64),
+        }
+        for name, values in usual.items():
+            if len(getattr(self, name)) != count:
+                object.__setattr__(self, name, values)
+
+    @property
+    def judged(self) -> Array:
+        """bool [n]: exact rows of the workload's own statements."""
+        return np.asarray(~self.lower & (self.weight >= 1))
 
     def __len__(self) -> int:
         return len(self.native)
@@ -79,6 +116,33 @@ class Dataset:
     def target(self) -> Array:
         """ln(actual / native), [n]."""
         return np.asarray(np.log(self.actual) - np.log(self.native))
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRun:
+    """One arm of one query, measured. ``status``: ``timed``, ``stopped`` (``ms`` is the limit, a lower bound),
+    ``same_plan`` (as the default's) or ``failed``; times are medians in milliseconds, 0.0 where there are none. The
+    default is among the arms, with ``plan``, the object that EXPLAIN (FORMAT JSON) gives."""
+
+    query: int
+    arm: str
+    status: str
+    ms: float
+    default_ms: float
+    plan: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """All that a model may learn from. `Block.query` and `ArmRun.query` are places in ``workload.queries``, whose texts
+    have no parameters."""
+
+    snapshot: Snapshot
+    search_path: tuple[str, ...]
+    workload: Workload
+    blocks: tuple[Block, ...]
+    data: Dataset
+    arms: tuple[ArmRun, ...] = ()
 
 
 def collect(workload: Workload, snapshot: Snapshot, search_path: tuple[str, ...]) -> Collected:
@@ -92,12 +156,12 @@ def collect(workload: Workload, snapshot: Snapshot, search_path: tuple[str, ...]
         if reading.graph is None:
             skipped.append(_skip(query, f"the planner leaves it alone ({_words(reading.reason)})"))
             continue
-        found, left_out, reason = _statement(number, query.text, reading.graph, snapshot, search_path)
+        found, left_out, reason = _statement(number, query, reading.graph, snapshot, search_path)
         uncountable += left_out
         blocks += found
         if found:
-            learned += 1
-        else:
+            learned += not query.generated
+        elif not query.generated:
             skipped.append(_skip(query, reason or ("its joins cannot be counted" if left_out else "no join of tables")))
     return Collected(tuple(blocks), tuple(skipped), learned, uncountable)
 
@@ -112,7 +176,7 @@ def _skip(query: Query, reason: str) -> Skipped:
 
 
 def _statement(
-    number: int, text: str, graph: QueryGraph, snapshot: Snapshot, search_path: tuple[str, ...]
+    number: int, query: Query, graph: QueryGraph, snapshot: Snapshot, search_path: tuple[str, ...]
 ) -> tuple[list[Block], int, str]:
     """The blocks of one statement, how many sub-plans cannot be counted, and a reason in case nothing is left."""
     if graph.functions & snapshot.volatile_functions:
@@ -121,7 +185,7 @@ def _statement(
         return [], 0, "it has parameters without values"
     encoder = featurizer(flat.Flat.name, flat.VERSION)
     resolved = resolve(graph, snapshot, search_path)
-    candidates = selects(text)
+    candidates = selects(query.text)
     blocks = []
     uncountable = 0
     reason = ""
@@ -148,6 +212,10 @@ def _statement(
                 native=np.array([max(1.0, estimates.rows(mask)) for mask in countable]),
                 counts=tuple(count for _, count in counted),
                 digests=tuple(digest(count) for _, count in counted),
+                resolved=block,
+                masks=tuple(countable),
+                generated=query.generated,
+                readable=harvestable(resolved.graph, block),
             )
         )
     return blocks, uncountable, reason
@@ -173,35 +241,39 @@ def _column_name(block: ResolvedBlock, column: Column) -> str:
     return f"{table.schema}.{table.name}.{column.name}" if table else ""
 
 
-def assemble(blocks: Sequence[Block], rows: Mapping[str, float]) -> Dataset:
-    """The labelled sub-plans of these blocks; ``rows`` has the true cardinalities by digest."""
+def assemble(blocks: Sequence[Block], rows: Mapping[str, float], bounds: Mapping[str, float] | None = None) -> Dataset:
+    """The labelled sub-plans of these blocks; ``rows`` has the true cardinalities by digest, ``bounds`` lower bounds of
+    others."""
+    kept: list[tuple[float, int, int, int, int, bool, float]] = []
     features: list[Array] = []
-    native: list[float] = []
-    actual: list[float] = []
-    query: list[int] = []
     templates: dict[str, int] = {}
-    of_template: list[int] = []
     empty = 0
-    for block in blocks:
-        number = templates.setdefault(block.template, len(templates))
+    for number, block in enumerate(blocks):
+        template_number = templates.setdefault(block.template, len(templates))
         for place, name in enumerate(block.digests):
-            if name not in rows:
+            actual, lower = rows.get(name), False
+            if actual is None and bounds is not None and bounds.get(name, 0.0) > block.native[place]:
+                actual, lower = bounds[name], True
+            if actual is None:
                 continue
-            if rows[name] < 1:
-                empty += 1
+            if actual < 1:
+                empty += not block.generated
                 continue
             features.append(block.features[place])
-            native.append(float(block.native[place]))
-            actual.append(rows[name])
-            query.append(block.query)
-            of_template.append(number)
+            weight = GENERATED_WEIGHT if block.generated else 1.0
+            kept.append((actual, block.query, template_number, number, place, lower, weight))
     width = blocks[0].features.shape[1] if blocks else 0
+    columns = list(zip(*kept, strict=True)) or [()] * 7
     return Dataset(
         features=np.array(features, np.float32).reshape(len(features), width),
-        native=np.array(native),
-        actual=np.array(actual),
-        query=np.array(query, np.int64),
-        template=np.array(of_template, np.int64),
-        queries=len(set(query)),
+        native=np.array([blocks[row[3]].native[row[4]] for row in kept]),
+        actual=np.array(columns[0], np.float64),
+        query=np.array(columns[1], np.int64),
+        template=np.array(columns[2], np.int64),
+        block=np.array(columns[3], np.int64),
+        place=np.array(columns[4], np.int64),
+        lower=np.array(columns[5], bool),
+        weight=np.array(columns[6], np.float64),
+        queries=len({row[1] for row in kept if row[6] >= 1}),
         empty=empty,
     )

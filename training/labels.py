@@ -1,13 +1,16 @@
-"""True cardinalities: runs the counts of `training.counting` within a budget and keeps every result in a file.
+"""True cardinalities: runs the counts of `training.counting` within a budget and keeps every result.
 
-Counts run cheapest first on a few read-only connections, each under a statement timeout. Of a count's two forms the
-one that EXPLAIN thinks cheaper runs first, with a handicap for the plain one, since what is looked for here are the
-joins whose size is underestimated; when it runs out of time the other form is tried. What takes too long in both is
-given up and remembered as such.
+Counts run on a few read-only connections, each under a statement timeout. Of a count's two forms the one that EXPLAIN
+thinks cheaper runs first, with a handicap for the plain one, since what is looked for here are the joins whose size is
+underestimated; when it runs out of time the other form is tried. The plain form, which produces the join's rows, stops
+at a number of rows: what is known then is a lower bound. What runs out of time in both forms is given up, and
+remembered as such, so that the next run does not try it again with as little time.
 
-The file has one JSON object a line. Results are appended the moment they are there, so an interrupted run goes on
-where it stopped, and a count is never made twice for one database. It holds digests of the counts' texts, not the
-texts: no literal of a query is kept. A count holds for the data it was made on; removing the file makes all anew.
+Cheap counts come first, but joins of every size get their share of the time: where the budget is not enough for all,
+a model that had seen nothing but joins of two tables would know nothing of those that matter.
+
+Every result is kept in the training set the moment it is there. It goes by the digest of the count's text: no literal
+of a query is kept with it. A count holds for the data it was made on.
 """
 
 from __future__ import annotations
@@ -16,21 +19,20 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final
+from typing import Final
 
 import asyncpg
 
 from training.counting import Count
 from training.errors import TrainingError
+from training.training_set import EXACT, LOWER, STOPPED, TrainingSet
 
-FORMAT: Final = 1
+COUNTED: Final = "counted"
+MOST_ROWS: Final = 50_000_000
+"""Where a count that produces its join's rows stops."""
 PLAIN_HANDICAP: Final = 5.0
-EXPLAINED_AT_ONCE: Final = 50
-"""How many EXPLAINs run between two looks at the clock."""
 SESSION: Final[Mapping[str, str]] = {
     "application_name": "pilotwire train",
     "default_transaction_read_only": "on",
@@ -46,101 +48,30 @@ Progress = Callable[["Labels"], None]
 
 @dataclass(slots=True)
 class Labels:
-    """How labelling stands. ``rows`` has the true rows by `digest` of the count's plain text."""
+    """How labelling stands. ``rows`` has the true rows by `digest` of the count's plain text, ``bounds`` lower bounds
+    of others. ``bounded`` counts were stopped at a number of rows, ``timed_out`` ones by the clock."""
 
     wanted: int = 0
     known: int = 0
-    """Of the wanted: found in the file of an earlier run."""
+    """Of the wanted: exactly known from before."""
     counted: int = 0
+    bounded: int = 0
     timed_out: int = 0
     failed: int = 0
     seconds: float = 0.0
     rows: dict[str, float] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)
     first_failure: str = ""
 
     @property
     def left(self) -> int:
         """Not looked at: the budget was over before."""
-        return self.wanted - self.known - self.counted - self.timed_out - self.failed
+        return self.wanted - self.known - self.counted - self.bounded - self.timed_out - self.failed
 
 
 def digest(count: Count) -> str:
-    """The name of a count in the file."""
+    """The name of a count in the training set."""
     return hashlib.blake2b(count.plain.encode(), digest_size=16).hexdigest()
-
-
-class LabelFile:
-    """Results by digest; None stands for a count that ran out of time, with the time it was given."""
-
-    def __init__(self, path: Path, database: str, schema_hash: str) -> None:
-        """Open or begin the file. One of another database or schema is set aside under ``.old``. Raises TrainingError
-        when it cannot be written."""
-        self.path = path
-        self.rows: dict[str, float] = {}
-        self.timeouts: dict[str, float] = {}
-        head = {"format": FORMAT, "database": database, "schema_hash": schema_hash}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not self._read(head):
-                path.replace(path.with_name(f"{path.name}.old"))
-            new = not path.exists()
-            self._file: IO[str] = path.open("a", encoding="utf-8")
-            if new:
-                self._write(head)
-        except OSError as error:
-            raise TrainingError(f"the labels cannot be kept in {path}: {error.strerror}") from None
-
-    def __enter__(self) -> LabelFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-
-    def add(self, name: str, rows: float | None, timeout: float) -> None:
-        """Keep one result; on the disk's side as soon as the system likes, for the next run at once."""
-        if rows is None:
-            self.timeouts[name] = timeout
-            self._write({"count": name, "timeout": timeout})
-        else:
-            self.rows[name] = rows
-            self._write({"count": name, "rows": rows})
-
-    def _write(self, entry: Mapping[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(entry) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise TrainingError(f"the labels cannot be kept in {self.path}: {error.strerror}") from None
-
-    def _read(self, head: Mapping[str, Any]) -> bool:
-        """Take in what is there; False when it belongs to something else. A last line cut off by a crash is ended, so
-        that what follows stays readable."""
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        lines = text.split("\n")
-        if _entry(lines[0]) != dict(head):
-            return False
-        for line in lines[1:]:
-            entry = _entry(line)
-            name = entry.get("count")
-            if not isinstance(name, str):
-                continue
-            rows, timeout = entry.get("rows"), entry.get("timeout")
-            if isinstance(rows, int | float):
-                self.rows[name] = float(rows)
-            elif isinstance(timeout, int | float):
-                self.timeouts[name] = float(timeout)
-        if not text.endswith("\n"):
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
-        return True
-
-
-def _entry(line: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
 
 
 async def connect(dsn: str, **settings: str) -> asyncpg.Connection[asyncpg.Record]:
@@ -153,23 +84,26 @@ async def connect(dsn: str, **settings: str) -> asyncpg.Connection[asyncpg.Recor
 
 
 class Labeller:
-    """Counts sub-plans. ``timeout`` is for one statement, ``budget`` for everything, both in seconds."""
+    """Counts sub-plans. ``timeout`` is for one statement, ``budget`` for everything, both in seconds; ``most_rows`` is
+    where a count stops that produces its rows, 0: nowhere."""
 
     def __init__(
         self,
         dsn: str,
-        file: LabelFile,
+        kept: TrainingSet,
         *,
         budget: float,
         timeout: float,
         connections: int = 2,
+        most_rows: int = MOST_ROWS,
         progress: Progress | None = None,
     ) -> None:
         self._dsn = dsn
-        self._file = file
+        self._kept = kept
         self._budget = budget
         self._timeout = timeout
         self._connections = connections
+        self._most_rows = most_rows
         self._progress = progress
         self._labels = Labels()
         self._started = 0.0
@@ -181,10 +115,14 @@ class Labeller:
         labels = self._labels = Labels(wanted=len(wanted))
         waiting: dict[str, Count] = {}
         for name, count in wanted.items():
-            if name in self._file.rows:
-                labels.rows[name] = self._file.rows[name]
+            kind, rows, limit = self._kept.label(name) or ("", 0.0, 0.0)
+            if kind == EXACT:
+                labels.rows[name] = rows
                 labels.known += 1
-            elif self._file.timeouts.get(name, 0.0) >= self._timeout:
+            elif kind == LOWER and (self._most_rows and rows >= self._most_rows):
+                labels.bounds[name] = rows
+                labels.bounded += 1
+            elif kind == STOPPED and limit >= self._timeout:
                 labels.timed_out += 1
             else:
                 waiting[name] = count
@@ -203,20 +141,15 @@ class Labeller:
             ]
             async with asyncio.TaskGroup() as group:
                 explained = [group.create_task(self._explain(part)) for part in parts]
-            costed = sorted((item for task in explained for item in task.result()), reverse=True)
-            queue = [(name, forms) for _, name, forms in costed]
+            queue = _Queue(item for task in explained for item in task.result())
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._connections, len(queue))):
+                for _ in range(min(self._connections, len(waiting))):
                     group.create_task(self._work(queue))
         except BaseExceptionGroup as several:
             error = several.exceptions[0]
-            if not isinstance(error, _GONE):
+            if not isinstance(error, GONE):
                 raise error from None
-            reason = " ".join(str(error).split())
-            raise TrainingError(
-                f"the database is gone in the middle of counting ({reason}); {len(self._file.rows)} counts are kept in "
-                f"{self._file.path}: run the same command again to go on"
-            ) from None
+            raise gone_in_the_middle(error, self._kept, "counting") from None
 
     @property
     def _remaining(self) -> float:
@@ -227,15 +160,15 @@ class Labeller:
         if self._progress is not None:
             self._progress(self._labels)
 
-    async def _explain(self, counts: Mapping[str, Count]) -> list[tuple[float, str, list[str]]]:
+    async def _explain(self, counts: Mapping[str, Count]) -> list[_Waiting]:
         """Each count's cost and its forms in the order they are tried. What the budget leaves out comes last."""
-        found: list[tuple[float, str, list[str]]] = []
+        found: list[_Waiting] = []
         connection = await connect(self._dsn)
         try:
             for name, count in counts.items():
                 forms = [count.plain] if count.factored is None else [count.plain, count.factored]
                 if self._remaining < self._budget / 2:
-                    found.append((float("inf"), name, forms))
+                    found.append(_Waiting(float("inf"), name, forms, count))
                     continue
                 try:
                     costs = [await _cost(connection, form) for form in forms]
@@ -245,63 +178,132 @@ class Labeller:
                 if len(forms) == 2 and costs[1] < PLAIN_HANDICAP * costs[0]:
                     forms.reverse()
                     costs.reverse()
-                found.append((costs[0], name, forms))
+                found.append(_Waiting(costs[0], name, forms, count))
         finally:
             await connection.close(timeout=5)
         return found
 
     def _refused(self, error: Exception) -> None:
         """One statement was refused: the next one may still work, unless the server is gone. Raises the error then."""
-        if isinstance(error, _GONE):
+        if isinstance(error, GONE):
             raise error
         self._labels.failed += 1
         self._labels.first_failure = self._labels.first_failure or " ".join(str(error).split())
 
-    async def _work(self, queue: list[tuple[str, list[str]]]) -> None:
-        """Take counts off the end of the queue until it is empty or the budget is over."""
+    async def _work(self, queue: _Queue) -> None:
+        """Take counts until there are none or the budget is over."""
         connection = await connect(self._dsn, statement_timeout=str(max(1, round(self._timeout * 1000))))
         try:
-            while queue and self._remaining > 0:
-                name, forms = queue.pop()
+            while self._remaining > 0 and (one := queue.pop()) is not None:
+                started = time.monotonic()
                 try:
-                    rows = await self._one(connection, forms)
+                    rows = await self._one(connection, one)
                 except asyncpg.PostgresError as error:
                     self._refused(error)
                 else:
                     if rows is None and self._remaining <= 0:
                         return
-                    self._file.add(name, rows, self._timeout)
-                    if rows is None:
-                        self._labels.timed_out += 1
-                    else:
-                        self._labels.rows[name] = rows
-                        self._labels.counted += 1
+                    self._keep(one, rows)
+                queue.took(one, time.monotonic() - started)
                 self._tell()
         finally:
             await connection.close(timeout=5)
 
-    async def _one(self, connection: asyncpg.Connection[asyncpg.Record], forms: Sequence[str]) -> float | None:
-        """The rows, or None when no form ended in time."""
-        for form in forms:
+    def _keep(self, one: _Waiting, rows: float | None) -> None:
+        labels = self._labels
+        if rows is None:
+            self._kept.add_label(one.name, STOPPED, 0.0, self._timeout, COUNTED)
+            labels.timed_out += 1
+        elif rows < 0:
+            self._kept.add_label(one.name, LOWER, -rows, self._timeout, COUNTED)
+            labels.bounds[one.name] = -rows
+            labels.bounded += 1
+        else:
+            self._kept.add_label(one.name, EXACT, rows, self._timeout, COUNTED)
+            labels.rows[one.name] = rows
+            labels.counted += 1
+
+    async def _one(self, connection: asyncpg.Connection[asyncpg.Record], one: _Waiting) -> float | None:
+        """The rows, minus the lower bound, or None when no form ended in time."""
+        for form in one.forms:
             if self._remaining <= 0:
                 break
+            limited = form is one.count.plain and self._most_rows > 0
+            text = _limited(form, self._most_rows) if limited else form
             try:
                 async with asyncio.timeout(self._remaining):
-                    return float(await connection.fetchval(form))
-            except asyncpg.QueryCanceledError:
+                    rows = float(await connection.fetchval(text))
+            except (asyncpg.QueryCanceledError, asyncpg.SerializationError):
+                # On a standby a conflict with what is replayed ends a statement too.
                 continue
             except TimeoutError:
                 break
+            if limited and rows >= self._most_rows:
+                # The other form may tell exactly.
+                if form is one.forms[-1]:
+                    return -rows
+                continue
+            return rows
         return None
 
 
-_GONE: Final = (
+@dataclass(slots=True)
+class _Waiting:
+    cost: float
+    name: str
+    forms: list[str]
+    count: Count
+
+
+class _Queue:
+    """Counts by the number of relations they join: the cheapest of the size that has had the least time so far."""
+
+    def __init__(self, waiting: Iterable[_Waiting]) -> None:
+        self._sizes: dict[int, list[_Waiting]] = {}
+        self._spent: dict[int, float] = {}
+        for one in waiting:
+            self._sizes.setdefault(one.count.relations, []).append(one)
+        for size, several in self._sizes.items():
+            several.sort(key=lambda one: (one.cost, one.name), reverse=True)
+            self._spent[size] = 0.0
+
+    def pop(self) -> _Waiting | None:
+        if not self._sizes:
+            return None
+        size = min(self._sizes, key=lambda size: (self._spent[size], size))
+        # Several connections ask: what is on its way counts a little, or all would take from one size.
+        self._spent[size] += 0.001
+        one = self._sizes[size].pop()
+        if not self._sizes[size]:
+            del self._sizes[size]
+        return one
+
+    def took(self, one: _Waiting, seconds: float) -> None:
+        self._spent[one.count.relations] += seconds
+
+
+GONE: Final = (
     OSError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # the connection broke between two messages of one statement
     asyncpg.OperatorInterventionError,
 )
+"""What is raised when the server or the connection is no more."""
+
+
+def gone_in_the_middle(error: BaseException, kept: TrainingSet, doing: str) -> TrainingError:
+    """What to tell somebody whose database went away."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return TrainingError(
+        f"the database is gone in the middle of {doing} ({reason}); {len(kept.rows)} counts are kept in {kept.path}: "
+        "run the same command again to go on"
+    )
+
+
+def _limited(plain: str, rows: int) -> str:
+    """The plain form, which begins with ``SELECT count(*)``, made to stop at so many rows."""
+    return f"SELECT count(*) FROM (SELECT {plain.removeprefix('SELECT count(*) ')} LIMIT {rows}) AS few"  # noqa: S608
 
 
 async def _cost(connection: asyncpg.Connection[asyncpg.Record], form: str) -> float:

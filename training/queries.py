@@ -27,10 +27,12 @@ _BLANK: Final = re.compile(r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)+", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One statement. ``line`` is where it begins in its file, from 1."""
+    """One statement. ``line`` is where it begins in its file, from 1; 0: it comes from no file. ``generated``: it was
+    made up."""
 
     line: int
     text: str
+    generated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Skipped:
     excerpt: str
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.reason}: {self.excerpt}"
+        place = f"line {self.line}: " if self.line else ""
+        return f"{place}{self.reason}: {self.excerpt}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ SHORT: Final = {
     "outer_join": "outer joins only",
     "no_change": "the model agrees",
     "out_of_range": "nothing like it in training",
+    "uncertain": "the model is not sure",
     "cheap": "too short to gain",
     "no_model": "no model serves",
     "unknown_featurizer": "the model is of another version",

@@ -75,11 +75,13 @@ def _rows(advice: tuple[RowsAdvice, ...]) -> tuple[list[str], list[str]]:
     """One hint per set of aliases, the first that names it; as many as are affordable, in the order given."""
     hints: dict[frozenset[str], str] = {}
     notes: list[str] = []
+    # A statement has few aliases and up to hundreds of hints.
+    quoted = {alias: _quoted(alias) for alias in {name for one in advice for name in one.aliases} if _writable(alias)}
     for one in advice:
         names = frozenset(one.aliases)
         if len(names) < 2 or len(names) != len(one.aliases) or math.isnan(one.rows):
             notes.append("rows not valid")
-        elif not all(_writable(alias) for alias in one.aliases):
+        elif not names <= quoted.keys():
             notes.append("name not expressible")
         elif len(hints) >= MAX_ROWS_HINTS:
             notes.append("too many rows")
@@ -87,7 +89,7 @@ def _rows(advice: tuple[RowsAdvice, ...]) -> tuple[list[str], list[str]]:
         elif names not in hints:
             # A value below 1 makes the server warn the client, and infinity has no integer.
             rows = round(min(max(one.rows, 1.0), MOST_ROWS))
-            hints[names] = f"Rows({' '.join(map(_quoted, one.aliases))} #{rows})"
+            hints[names] = f"Rows({' '.join([quoted[alias] for alias in one.aliases])} #{rows})"
     return list(hints.values()), notes
 
 

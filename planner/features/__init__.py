@@ -1,7 +1,7 @@
 """From estimates to arrays: what models see of a sub-plan. One code path for training and serving.
 
 A model's manifest names its featurizer and the version; `featurizer` gives the object that makes the inputs. `flat` has
-one row of numbers per sub-plan, `sets` the three sets of MSCN over a vocabulary.
+one row of numbers per sub-plan, `sets` the three sets of MSCN over a vocabulary, `statement` one row per statement.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from planner.features import flat, sets
+from planner.features import flat, sets, statement
 from planner.features.flat import Estimates
 
 __all__ = ["Featurizer", "UnknownFeaturizerError", "featurizer", "known"]
@@ -41,6 +41,8 @@ def featurizer(
     with a vocabulary indexes it, so make it once per model. Raises UnknownFeaturizerError."""
     if (name, version) == (flat.Flat.name, flat.VERSION):
         return flat.Flat()
+    if (name, version) == (statement.Statement.name, statement.VERSION):
+        return statement.Statement()
     if (name, version) == (sets.Sets.name, sets.VERSION) and vocabulary is not None:
         try:
             return sets.Sets(vocabulary, sets.Options.of(options or {}))

@@ -98,6 +98,8 @@ class Estimates(Protocol):
     def tables(self) -> Sequence[TableInfo | None]: ...
     @property
     def equivalences(self) -> Equivalences: ...
+    @property
+    def connected(self) -> dict[int, tuple[int, ...]]: ...
     def table_rows(self, relation: int, /) -> float: ...
     def filter_selectivity(self, relation: int, /) -> float: ...
     def filtered_rows(self, relation: int, /) -> float: ...
@@ -371,6 +373,25 @@ class _Class:
         native = pairs * 2 / np.maximum(size, 2)
         ratio = np.log(np.maximum(common + rest, 1e-30)) - native
         return np.where(size > 1, np.clip(ratio, -_FAR, _FAR), 0.0)
+
+
+JOINED: Final = ("skew", "fan_out", "bare_shift", "filter_shift", "pair_shift")
+"""Of `_PAIR_SUMS`, what `joined` tells of a pair of columns."""
+
+
+def joined(estimates: Estimates, group: EquivalenceClass, used: int) -> dict[tuple[Column, Column], list[float]]:
+    """`JOINED` of each pair of a class's columns, one column of each of the relations ``used``: what statistics and
+    samples say of that join beyond the native estimate."""
+    members = _members(estimates, group, used)
+    if len(members) < 2 or group.constant is not None:
+        return {}
+    found = _Class(estimates, group, members)
+    places = [_PAIR_SUMS.index(name) for name in JOINED]
+    return {
+        (members[one], members[two]): [found.pair(one, two)[place] for place in places]
+        for one in range(len(members))
+        for two in range(one + 1, len(members))
+    }
 
 
 def _paths(estimates: Estimates, classes: Sequence[_Class], bits: Array) -> Array:

@@ -3,12 +3,18 @@
 Every element is a row: a one-hot word of the vocabulary and a few numbers; what belongs to no element is masked out.
 Unlike the flat features these name tables and columns, so a model knows only what its vocabulary has: `Sets.known` says
 for which sub-plans that is so. Values of predicates are placed between the smallest and largest of their column's
-statistics. Bitmaps say which of the first rows of a table's sample pass the filters; they mean something only while the
-sample stays the same, so there are none unless the manifest's options ask for them.
+statistics.
+
+A bitmap says which rows of a table's sample pass the filters, one bit a row, as in MSCN. There the sample is a part of
+the model; here it is the planner's, read again with every refresh. So a row's place among the bits comes from what the
+row says, not from where it stands: the rows are dealt out by a hash of their key, and of those that fall to one place
+the least hash has it. A row that leaves the sample changes its own bit and no other, and the same row has the same bit
+in every process. The model is told nothing of the rows but the bits.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +22,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from planner.features import flat
 from planner.features.flat import Estimates
 from planner.features.keys import Array
 from planner.graph import (
@@ -39,15 +46,17 @@ from planner.selectivity_values import key, scalars
 from planner.snapshot import Snapshot, TableInfo
 from planner.subplans import connected
 
-VERSION: Final = "1"
+VERSION: Final = "2"
 OPERATORS: Final = ("=", "<>", "<", "<=", ">", ">=", "in", "not in", "like", "not like", "null", "not null", "other")
-_NUMBERS: Final = {
-    "tables": ("native", "rows", "filtered", "sample_shift"),
-    "joins": ("selectivity",),
+NUMBERS: Final = {
+    "tables": ("native", "rows", "filtered", "sample_shift", "sampled"),
+    "joins": ("selectivity", *flat.JOINED),
     "predicates": ("value", "length"),
 }
 _MOST_PREDICATES: Final = 64
 """Of one relation; the rest is left out."""
+MAX_BITMAP: Final = 1024
+PARTS: Final = ("tables", "joins", "predicates")
 
 
 class Vocabulary(Protocol):
@@ -76,7 +85,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``bitmap``: how many rows of each table's sample are looked at one by one, 0 to 1024."""
+    """``bitmap``: how many rows of each table's sample are looked at one by one, 0 to `MAX_BITMAP`."""
 
     bitmap: int = 0
 
@@ -84,8 +93,8 @@ class Options:
     def of(cls, options: Mapping[str, object]) -> Options:
         """From a manifest. ValueError for what is not known."""
         bitmap = options.get("bitmap", 0)
-        if set(options) - {"bitmap"} or not isinstance(bitmap, int) or not 0 <= bitmap <= 1024:
-            raise ValueError("the sets featurizer takes one option, bitmap, from 0 to 1024")
+        if set(options) - {"bitmap"} or not isinstance(bitmap, int) or not 0 <= bitmap <= MAX_BITMAP:
+            raise ValueError(f"the sets featurizer takes one option, bitmap, from 0 to {MAX_BITMAP}")
         return cls(int(bitmap))
 
 
@@ -102,7 +111,7 @@ def vocabulary(workload: Sequence[Estimates]) -> Words:
             if table is not None and used >> relation & 1:
                 tables.add(_table(table))
                 columns.update(name for name, *_ in _predicates(estimates, relation))
-        joins.update(name for name, *_ in _joins(estimates, used))
+        joins.update(name for name, _ in _edges(estimates, used))
     return Words(tuple(sorted(tables)), tuple(sorted(columns - {""})), tuple(sorted(joins)))
 
 
@@ -132,43 +141,65 @@ class Sets:
         """``tables`` [n, T, a], ``joins`` [n, J, b], ``predicates`` [n, P, c], and ``<set>_mask`` [n, size] with 1 for
         an element; float32. Sizes are those of the largest sub-plan, at least 1. Elements with unknown words are left
         out."""
-        elements = self._elements(estimates, masks)
         found: dict[str, Array] = {}
-        for part, rows in elements.items():
-            found[part], found[f"{part}_mask"] = _packed(rows, masks, len(self.names[part]))
+        for part, (rows, index) in self.elements(estimates, masks).items():
+            padded = np.vstack([np.zeros((1, rows.shape[1]), dtype=np.float32), rows])
+            found[part] = padded[index]
+            found[f"{part}_mask"] = (index > 0).astype(np.float32)
         if masks:
-            native = np.array([_ln(estimates.rows(mask)) for mask in masks], dtype=np.float32)
-            place = self.names["tables"].index("native")
-            found["tables"][:, :, place] = native[:, None] * found["tables_mask"]
+            native = native_logarithms(estimates, masks)
+            found["tables"][:, :, self.native_place] = native[:, None] * found["tables_mask"]
         return found
+
+    def elements(self, estimates: Estimates, masks: Sequence[int]) -> dict[str, tuple[Array, Array]]:
+        """The same without repetition, for training: of each set its elements float32 [elements, width], and which of
+        them each sub-plan has, int32 [n, size]: numbers from 1, 0 for none. ``native`` is 0 in all elements, since it
+        belongs to the sub-plan: `native_logarithms`."""
+        return {part: _indexed(rows, masks, len(self.names[part])) for part, rows in self._found(estimates, masks)}
+
+    @property
+    def native_place(self) -> int:
+        """Which number of a table's element is the logarithm of the sub-plan's native estimate."""
+        return self.names["tables"].index("native")
 
     def known(self, estimates: Estimates, masks: Sequence[int]) -> Array:
         """bool [n]: the vocabulary has all words of the sub-plan."""
-        unknown = [
-            element.relations
-            for rows in self._elements(estimates, masks).values()
-            for element in rows
-            if element.row is None
-        ]
+        used = 0
+        for mask in masks:
+            used |= mask
+        unknown = [edge.relations for word, edge in _edges(estimates, used) if word not in self._joins]
+        for relation, table in enumerate(estimates.tables):
+            if used >> relation & 1 and not self._knows(estimates, relation, table):
+                unknown.append(1 << relation)
         return np.array([all(mask & one != one for one in unknown) for mask in masks], dtype=bool)
 
-    def _elements(self, estimates: Estimates, masks: Sequence[int]) -> dict[str, list[_Element]]:
+    def _knows(self, estimates: Estimates, relation: int, table: TableInfo | None) -> bool:
+        """The table, and the columns and operators of its filters."""
+        return (
+            table is not None
+            and _table(table) in self._tables
+            and all(
+                (not column or column in self._columns) and operator in self._operators
+                for column, operator, *_ in _predicates(estimates, relation)
+            )
+        )
+
+    def _found(self, estimates: Estimates, masks: Sequence[int]) -> list[tuple[str, list[_Element]]]:
         used = 0
         for mask in masks:
             used |= mask
         relations = [index for index in range(used.bit_length()) if used >> index & 1]
-        return {
-            "tables": [_Element(1 << index, self._table_row(estimates, index)) for index in relations],
-            "joins": [
-                _Element(both, self._row("joins", (self._joins.get(word),), (selectivity,)))
-                for word, both, selectivity in _joins(estimates, used)
-            ],
-            "predicates": [
-                _Element(1 << index, self._predicate_row(column, operator, value, length))
-                for index in relations
-                for column, operator, value, length in _predicates(estimates, index)
-            ],
-        }
+        tables = [_Element(1 << index, self._table_row(estimates, index)) for index in relations]
+        joins = [
+            _Element(both, self._row("joins", (self._joins.get(word),), numbers))
+            for word, both, numbers in _joins(estimates, used)
+        ]
+        predicates = [
+            _Element(1 << index, self._predicate_row(column, operator, value, length))
+            for index in relations
+            for column, operator, value, length in _predicates(estimates, index)
+        ]
+        return list(zip(PARTS, (tables, joins, predicates), strict=True))
 
     def _table_row(self, estimates: Estimates, relation: int) -> Array | None:
         table = estimates.tables[relation]
@@ -177,18 +208,12 @@ class Sets:
         rows, filtered = estimates.table_rows(relation), estimates.filtered_rows(relation)
         seen = estimates.sample_selectivity(relation)
         shift = 0.0 if seen is None else _ln(max(seen, 1e-9)) - _ln(max(estimates.filter_selectivity(relation), 1e-9))
-        row = self._row("tables", (self._tables.get(_table(table)),), (0.0, _ln(rows), _ln(filtered), shift))
-        if row is not None and self.options.bitmap:
-            row[-self.options.bitmap :] = self._bitmap(estimates, relation, table)
+        bits = _bitmap(estimates, relation, table, self.options.bitmap) if self.options.bitmap else None
+        numbers = (0.0, _ln(rows), _ln(filtered), shift, float(bits is not None))
+        row = self._row("tables", (self._tables.get(_table(table)),), numbers)
+        if row is not None and bits is not None:
+            row[-len(bits) :] = bits
         return row
-
-    def _bitmap(self, estimates: Estimates, relation: int, table: TableInfo) -> Array:
-        wanted = self.options.bitmap
-        bits = np.zeros(wanted, dtype=np.float32)
-        matches = estimates.sample_matches(relation)
-        size = min(wanted, table.sample.size if table.sample is not None else 0)
-        bits[:size] = 1.0 if matches is None else matches[:size]
-        return bits
 
     def _predicate_row(self, column: str, operator: str, value: float, length: float) -> Array | None:
         # A predicate of no single column (an OR of two, a function) has the operator alone.
@@ -218,24 +243,66 @@ def names(words: Vocabulary, options: Options | None = None) -> dict[str, tuple[
     """What each element of each set carries, in order: `model_runtime.manifest.SetFeatures`."""
     bitmap = (options or Options()).bitmap
     return {
-        "tables": (*words.tables, *_NUMBERS["tables"], *(f"bit {index}" for index in range(bitmap))),
-        "joins": (*words.joins, *_NUMBERS["joins"]),
-        "predicates": (*words.columns, *words.operators, *_NUMBERS["predicates"]),
+        "tables": (*words.tables, *NUMBERS["tables"], *(f"bit {index}" for index in range(bitmap))),
+        "joins": (*words.joins, *NUMBERS["joins"]),
+        "predicates": (*words.columns, *words.operators, *NUMBERS["predicates"]),
     }
 
 
-def _packed(rows: Sequence[_Element], masks: Sequence[int], width: int) -> tuple[Array, Array]:
-    usable = [element for element in rows if element.row is not None]
-    chosen = [[index for index, one in enumerate(usable) if mask & one.relations == one.relations] for mask in masks]
-    size = max((len(one) for one in chosen), default=0) or 1
-    values = np.zeros((len(masks), size, width), dtype=np.float32)
-    present = np.zeros((len(masks), size), dtype=np.float32)
-    table = np.stack([one.row for one in usable if one.row is not None]) if usable else None
-    for row, indexes in enumerate(chosen):
-        if indexes and table is not None:
-            values[row, : len(indexes)] = table[indexes]
-            present[row, : len(indexes)] = 1.0
-    return values, present
+def native_logarithms(estimates: Estimates, masks: Sequence[int]) -> Array:
+    """Of each sub-plan the natural logarithm of the native estimate, float32 [n]."""
+    return np.array([_ln(estimates.rows(mask)) for mask in masks], dtype=np.float32)
+
+
+def _indexed(rows: Sequence[_Element], masks: Sequence[int], width: int) -> tuple[Array, Array]:
+    usable = [(element.relations, element.row) for element in rows if element.row is not None]
+    chosen = [[place for place, (one, _) in enumerate(usable, 1) if mask & one == one] for mask in masks]
+    index = np.zeros((len(masks), max((len(one) for one in chosen), default=0) or 1), dtype=np.int32)
+    for place, one in enumerate(chosen):
+        index[place, : len(one)] = one
+    return np.array([row for _, row in usable], dtype=np.float32).reshape(len(usable), width), index
+
+
+# ---------------------------------------------------------------------- bitmaps
+
+
+def _bitmap(estimates: Estimates, relation: int, table: TableInfo, size: int) -> Array | None:
+    """Which of the rows at each place pass all filters, [size]; None where that cannot be told."""
+    if table.sample is None or not table.sample.size:
+        return None
+    filtered = bool(estimates.block.filters(relation) or estimates.equivalences.filters(relation))
+    matches = estimates.sample_matches(relation)
+    if filtered and matches is None:
+        return None
+    rows = _places(estimates.snapshot, table, size)
+    passing: Array = np.ones(len(rows), dtype=bool) if matches is None else matches[rows]
+    return (passing & (rows >= 0)).astype(np.float32)
+
+
+def _places(snapshot: Snapshot, table: TableInfo, size: int) -> Array:
+    """Which sampled row each bit is for, [size], -1 for none. Computed once per snapshot: some 3 us a row."""
+    place = ("places", table.schema, table.name, size)
+    found = snapshot.derived.get(place)
+    if not isinstance(found, np.ndarray):
+        found = snapshot.derived[place] = _dealt(table, size)
+    return found
+
+
+def _dealt(table: TableInfo, size: int) -> Array:
+    assert table.sample is not None
+    columns = table.sample.columns
+    keys = (index.columns for index in table.indexes if index.unique and not index.partial)
+    # By the key, so that a row that changes elsewhere keeps its place.
+    names = next((key for key in keys if key and all(name in columns for name in key)), tuple(columns))
+    least: dict[int, tuple[int, int]] = {}
+    for row, values in enumerate(zip(*(columns[name] for name in names), strict=True)):
+        digest = hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        rank, place = divmod(int.from_bytes(digest, "big"), size)
+        least[place] = min(least.get(place, (rank, row)), (rank, row))
+    rows = np.full(size, -1, dtype=np.int64)
+    for place, (_, row) in least.items():
+        rows[place] = row
+    return rows
 
 
 # ---------------------------------------------------------------------- words and numbers of a query
@@ -249,10 +316,9 @@ def _table(table: TableInfo) -> str:
     return f"{table.schema}.{table.name}"
 
 
-def _joins(estimates: Estimates, used: int) -> list[tuple[str, int, float]]:
-    """Every edge, written or implied, of a class without a constant and every other: its word, its relations, ln of its
-    native selectivity."""
-    edges: list[JoinEdge] = [edge for edge in estimates.equivalences.others if edge.relations & ~used == 0]
+def _edges(estimates: Estimates, used: int) -> list[tuple[str, JoinEdge]]:
+    """Every edge, written or implied, of a class without a constant and every other, with its word."""
+    edges = [edge for edge in estimates.equivalences.others if edge.relations & ~used == 0]
     for group in estimates.equivalences.classes:
         members = [member for member in group.members if used >> member.relation & 1]
         for place, left in enumerate(members if group.constant is None else ()):
@@ -263,8 +329,24 @@ def _joins(estimates: Estimates, used: int) -> list[tuple[str, int, float]]:
         if "" not in sides:
             # Equality has no direction; for the others the word says which side is which.
             sides = sorted(sides) if edge.operator in ("=", "<>") else sides
-            found.append((f" {edge.operator} ".join(sides), edge.relations, _ln(estimates.edge_selectivity(edge))))
+            found.append((f" {edge.operator} ".join(sides), edge))
     return found
+
+
+def _joins(estimates: Estimates, used: int) -> list[tuple[str, int, tuple[float, ...]]]:
+    """The word of each edge, its relations, its numbers: ln of the native selectivity, and `flat.JOINED`."""
+    evidence: dict[tuple[Column, Column], list[float]] = {}
+    for group in estimates.equivalences.classes:
+        evidence |= flat.joined(estimates, group, used)
+    nothing = [0.0] * len(flat.JOINED)
+    return [
+        (
+            word,
+            edge.relations,
+            (_ln(estimates.edge_selectivity(edge)), *evidence.get((edge.left, edge.right), nothing)),
+        )
+        for word, edge in _edges(estimates, used)
+    ]
 
 
 def _column(estimates: Estimates, column: Column) -> str:

@@ -2,44 +2,68 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Awaitable, Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Any, Final
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.staticfiles import StaticFiles
 
-from proxy.admin import health, models
+from proxy.admin import health, latencies, memory, models, overview, traffic
 from proxy.admin.exposition import render
-from proxy.admin.source import AdminSource
+from proxy.admin.guard import Shell, dependencies
+from proxy.admin.source import AdminSource, NotFoundError, PlannerUnavailableError, RefusedError, UnavailableError
+
+CONSOLE: Final = Path(__file__).with_name("console")
+_STATUS: Final = {NotFoundError: 404, RefusedError: 409, UnavailableError: 503, PlannerUnavailableError: 503}
+_WORDS: Final = (
+    "metrics, health, decisions, memory and switches of this instance. All durations named `_ms` are milliseconds."
+)
 
 
 def create_app(source: AdminSource, token: str = "") -> FastAPI:
     """The application over ``source``.
 
-    With a ``token`` every page but the health checks wants ``Authorization: Bearer <token>`` (401 otherwise).
+    With a ``token`` every page wants ``Authorization: Bearer <token>`` (401 otherwise), but for the health checks and
+    the files of the console, which hold no data.
     """
-    app = FastAPI(title="pilotwire", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="pilotwire", description=_WORDS, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Shell)
     app.include_router(health.router(source))
-    guarded = [Depends(_require(token))] if token else []
+    guarded = dependencies(token)
+    for group in (latencies, overview, models, memory, traffic):
+        app.include_router(group.router(source), dependencies=guarded)
 
-    # Later groups of pages (a console) are included here, with the same dependencies.
-    app.include_router(models.router(source), dependencies=guarded)
-
-    @app.get("/metrics", dependencies=guarded)
+    @app.get("/metrics", dependencies=guarded, tags=["metrics"])
     async def metrics(request: Request) -> Response:
         """All metrics, in Prometheus' text form or OpenMetrics, as the scraper asks."""
         body, content_type = render(await source.fresh_status(), request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
 
+    @app.get("/api/openapi.json", dependencies=guarded, include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse("/console/")
+
+    app.mount("/console", StaticFiles(directory=CONSOLE, html=True))
+    for kind in _STATUS:
+        app.add_exception_handler(kind, _failed)
+    app.add_exception_handler(RequestValidationError, _invalid)
     return app
 
 
-def _require(token: str) -> Callable[..., Awaitable[None]]:
-    expected = f"Bearer {token}".encode()
+async def _failed(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, next(code for kind, code in _STATUS.items() if isinstance(error, kind)))
 
-    async def check(authorization: Annotated[str, Header()] = "") -> None:
-        # Compared in constant time: an answer's delay must not tell how much of a guess was right.
-        if not hmac.compare_digest(authorization.encode(), expected):
-            raise HTTPException(401, "this page needs the admin token", {"WWW-Authenticate": "Bearer"})
 
-    return check
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """As FastAPI does, without the value itself: it may be a secret in the wrong place."""
+    assert isinstance(error, RequestValidationError)
+    details: list[dict[str, Any]] = [
+        {"loc": list(found["loc"]), "msg": found["msg"], "type": found["type"]} for found in error.errors()
+    ]
+    return JSONResponse({"detail": details}, 422)

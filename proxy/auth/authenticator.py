@@ -89,15 +89,23 @@ class Authenticator:
             await self._known.query.close()
 
     async def begin(
-        self, user: str, database: str, *, tls: bool, peer_certificate: dict[str, Any] | None, peer: str
+        self,
+        user: str,
+        database: str,
+        *,
+        tls: bool,
+        peer_certificate: dict[str, Any] | None,
+        peer: str,
+        own: bool = False,
     ) -> Exchange:
         """The exchange for this client; ``peer`` is its address or ``unix``, ``peer_certificate`` what ``getpeercert``
-        gives for a certificate that was verified. AuthFailed when it need not be asked at all.
+        gives for a certificate that was verified; ``own``: the database is the proxy's, so that the server cannot be
+        left to decide. AuthFailed when it need not be asked at all.
         """
         known = self._known
         if known is None:
             raise RuntimeError("start() has not been called")
-        if known.method == "relay":
+        if known.method == "relay" and not own:
             return accept(RelayCredential())
         if known.method == "trust":
             if peer != "unix" and not is_loopback(peer):

@@ -14,17 +14,45 @@ from typing import Any, Final, Protocol
 class Decision:
     """What to do with one statement. ``prefix`` goes in front of its text, ``settings`` (name, value) are put in place
     around it; both empty: leave it alone. `LEAVE_ALONE` and `UNDECIDED` are compared by identity. ``parse`` is the
-    Parse message that was made of it for the prepared statement ``parse_for``."""
+    Parse message that was made of it for the prepared statement ``parse_for``.
 
-    __slots__ = ("model", "parse", "parse_for", "prefix", "reason", "settings", "shift")
+    ``budget_ms`` is what a run with this advice may take before it is stopped and run again as the client sent it;
+    0.0: no limit. Unless ``approved``, it is only followed where that is possible. ``query``, ``arm`` and ``share`` are those
+    of `planner.messages.Answer`."""
+
+    __slots__ = (
+        "approved",
+        "arm",
+        "budget_ms",
+        "model",
+        "parse",
+        "parse_for",
+        "prefix",
+        "query",
+        "reason",
+        "settings",
+        "share",
+        "shift",
+    )
 
     def __init__(
-        self, reason: str, prefix: bytes = b"", settings: tuple[tuple[bytes, bytes], ...] = (), model: str = ""
+        self,
+        reason: str,
+        prefix: bytes = b"",
+        settings: tuple[tuple[bytes, bytes], ...] = (),
+        model: str = "",
+        budget_ms: float = 0.0,
+        approved: bool = False,
     ) -> None:
         self.reason = reason
         self.prefix = prefix
         self.settings = settings
         self.model = model
+        self.budget_ms = budget_ms
+        self.approved = approved
+        self.query = b""
+        self.arm = ""
+        self.share = 1.0
         self.parse = b""
         self.parse_for: Known | None = None
         self.shift = len(prefix.decode("utf-8", "replace"))  # how far it moves positions, in characters
@@ -77,6 +105,14 @@ class Steering(Protocol):
         """A decision could not be followed here."""
         ...
 
+    def stopped(self) -> None:
+        """The statement last delivered went over its budget; it is run again now, as the client sent it."""
+        ...
+
+    def failed(self, error: bytes) -> None:
+        """An ErrorResponse came, of which this is the beginning; b"": the client has not been told of it after all."""
+        ...
+
     def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:
         """The server refused a steered text because of what was added; ``again``: it was run as the client sent it."""
         ...
@@ -103,6 +139,12 @@ class LeaveAlone:
         pass
 
     def prevented(self, reason: str) -> None:
+        pass
+
+    def stopped(self) -> None:
+        pass
+
+    def failed(self, error: bytes) -> None:
         pass
 
     def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:

@@ -11,11 +11,12 @@ Costs: a decision for a text or a prepared statement that was seen before takes 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from hashlib import blake2b
 from typing import Final
 
 from proxy.steering import Decision, Known
-from proxy.steering.template import BROKEN, HINTED, OPTED_OUT, SEVERAL, joined, template
+from proxy.steering.template import BROKEN, HINTED, OPTED_OUT, SEVERAL, joined, repeatable, template
 
 _OVERHEAD: Final = 400  # bytes of the objects around an entry
 _WEIGHT: Final = 0.2  # of the newest measurement in the moving average
@@ -32,6 +33,7 @@ class Template:
 
     ``settled`` says that its statements are left alone without a question, for ``reason``; ``answer`` is the planner's
     decision for all of them, if it gave one. ``estimated_ms`` is what the planner thinks they take; 0: not known.
+    ``repeatable``: one may be stopped and run again.
     """
 
     __slots__ = (
@@ -45,6 +47,7 @@ class Template:
         "plain_ms",
         "plain_runs",
         "reason",
+        "repeatable",
         "runs",
         "settled",
         "steered_ms",
@@ -55,6 +58,7 @@ class Template:
     def __init__(self, key: bytes, flags: int, generation: int) -> None:
         self.digest = blake2b(key, digest_size=16).digest()
         self.tables = joined(key)
+        self.repeatable = repeatable(key)
         self.explains = key.startswith(b"explain")  # its own time says nothing of the query it is about
         self.generation = generation
         self.answer: Decision | None = None
@@ -217,6 +221,12 @@ class DecisionCache:
         while self._decision_bytes > self._max_bytes // 2 or len(self._decisions) > self._max_entries:
             old, dropped = self._decisions.popitem(last=False)
             self._decision_bytes -= _size(old, dropped)
+
+    def forget_queries(self, queries: Collection[bytes]) -> None:
+        """The planner's answers for these queries may be others now; a millisecond for a full cache."""
+        wanted = frozenset(queries)
+        for key in [key for key, decision in self._decisions.items() if decision.query in wanted]:
+            self._decision_bytes -= _size(key, self._decisions.pop(key))
 
     def forget(self) -> None:
         """The planner's answers may be others now."""

@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import re
 import struct
+import time
 from collections.abc import Callable
+from random import random
 from typing import Final
 
 from planner.messages import Answer, Ask, Changed, Observed, Refused
@@ -27,11 +29,13 @@ from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known
 from proxy.steering.cache import DecisionCache, Key, Template
 from proxy.steering.client import PlannerClient, Question, Waiter
 from proxy.steering.template import may_join
+from proxy.wire.messages import rows_told
 
-LEVELS: Final = {"off": 0, "observe": 1, "shadow": 2, "on": 3}
+LEVELS: Final = {"off": 0, "observe": 1, "shadow": 2, "canary": 3, "on": 4}
 OFF: Final = 0
 OBSERVE: Final = 1
-ON: Final = 3
+CANARY: Final = 3
+ON: Final = 4
 MIN_CHEAP_MS: Final = 2.0
 MAX_CHEAP_MS: Final = 10.0
 """Between these lies the time below which a kind of statement is not asked about: ten times what an answer takes."""
@@ -43,7 +47,12 @@ SAME_SECONDS: Final = 1.0
 """A question that is open for longer is asked once more."""
 OBSERVED_EVERY: Final = 64
 """Of statements that are cheap only so many-th is told to the planner."""
+SAMPLES_PER_SECOND: Final = 10.0
+"""Of the statements told to the planner so many come with their text and parameters, in each worker."""
+MAX_SAMPLE: Final = 16 * 1024
+"""Bytes of a text, or of its parameters, that are told."""
 _NO_TYPES: Final = b"\0\0"
+_now: Final = time.monotonic
 _SETTINGS_LIMIT: Final = 50
 # Only these are ever set, by name and value: a mistake would end the client's own transaction.
 _SETTING: Final = re.compile(
@@ -85,7 +94,8 @@ class Asking:
 
 
 class Steerer:
-    """``level`` is what the settings and the planner allow, from off (0) to on (3)."""
+    """``level`` is what the settings and the planner allow, from off (0) to on (4). ``canary_share`` of the executions
+    that there is advice for are steered at level canary."""
 
     def __init__(self, settings: ProxySettings, counters: Counters, log: Log) -> None:
         self.counters = counters
@@ -93,6 +103,11 @@ class Steerer:
         self.cache = DecisionCache(settings.steer_cache_entries, settings.steer_cache_bytes)
         self.client = PlannerClient(settings.planner_socket, counters, log, self._changed)
         self.level = OFF
+        self._said = ON  # by the planner
+        self._configured = OFF
+        self.canary_share = 0.0
+        self._samples = 0.0
+        self._sampled = 0.0
         self.deadline_ms = 0.0
         self.min_joins = 0
         self._open: dict[Key, Question] = {}
@@ -100,7 +115,9 @@ class Steerer:
 
     def configure(self, settings: ProxySettings) -> None:
         """Takes up settings that changed while running."""
-        self.level = LEVELS[settings.mode]
+        self._configured = LEVELS[settings.mode]
+        self.level = min(self._configured, self._said)
+        self.canary_share = settings.canary_share
         self.deadline_ms = settings.steer_deadline_ms
         self.min_joins = settings.steer_min_joins
 
@@ -150,7 +167,7 @@ class Steerer:
         return question
 
     def _keep(self, answer: Answer, key: Key, template: Template, generation: int) -> Decision:
-        decision = _decision(answer)
+        decision = _decision(answer, repeatable=template.repeatable)
         if answer.estimated_ms > 0:
             template.estimated_ms = answer.estimated_ms
             template.judge(self.cheap_ms)
@@ -162,10 +179,25 @@ class Steerer:
         return decision
 
     def _changed(self, changed: Changed) -> None:
-        self.cache.forget()
+        if changed.queries:
+            self.cache.forget_queries(changed.queries)
+        else:
+            self.cache.forget()
         if changed.mode in LEVELS:
-            self.level = LEVELS[changed.mode]
+            self._said = LEVELS[changed.mode]
+            self.level = min(self._configured, self._said)
         self.log.event("planner_changed", level="debug", generation=changed.generation, mode=changed.mode)
+
+
+    def may_sample(self) -> bool:
+        """Whether the statement that is told of now is to be told of with its text."""
+        now = _now()
+        self._samples = min(SAMPLES_PER_SECOND, self._samples + (now - self._sampled) * SAMPLES_PER_SECOND)
+        self._sampled = now
+        if self._samples < 1.0:
+            return False
+        self._samples -= 1.0
+        return True
 
 
 class SessionSteering:
@@ -173,17 +205,25 @@ class SessionSteering:
     that runs belongs to, None when it is not measured."""
 
     __slots__ = (
+        "_began",
+        "_bind",
         "_cache",
         "_conforming",
+        "_control",
         "_count",
+        "_error",
+        "_found",
         "_initial_path",
+        "_known",
         "_level",
         "_local",
         "_owner",
         "_path",
+        "_reason",
         "_reported_path",
         "_scope",
         "_steered",
+        "_stopped",
         "_utf8",
         "application",
         "asking",
@@ -211,7 +251,16 @@ class SessionSteering:
         self._reported_path = False
         self._scope = 0
         self._count = 0
+        # Of the statement that runs: what was decided and by which answer, why it is left alone, what became of it.
+        self._known: Known | None = None
+        self._bind: bytes | None = None
+        self._found: Decision | None = None
         self._steered: Decision | None = None
+        self._control = False
+        self._reason = ""
+        self._began = 0.0
+        self._stopped = 0.0
+        self._error = b""
         self.template: Template | None = None
         self.asking: Asking | None = None
         self.waited = 0.0
@@ -245,20 +294,29 @@ class SessionSteering:
             known.template.renew(self._cache.generation)
         return self._decide(known, message[start:end])
 
+    @property
+    def _allowed(self) -> int:
+        """The level that holds for this session now."""
+        level = self._level if self._level < self._owner.level else self._owner.level
+        return self._local if 0 <= self._local < level else level
+
     def _decide(self, known: Known, bind: bytes | None) -> Decision:
         owner = self._owner
-        level = self._level if self._level < owner.level else owner.level
-        if self._local >= 0 and self._local < level:
-            level = self._local
+        level = self._allowed
         if level == OFF:
             return LEAVE_ALONE
         template: Template = known.template
         self.template = template
-        self._steered = None
+        self._known = known
+        self._bind = bind
+        self._found = self._steered = None
         self._count += 1
         if template.settled:
+            self._reason = template.reason
             owner.counters.steering_reasons[template.reason] += 1
             return LEAVE_ALONE
+        self._error = b""
+        self._stopped = 0.0
         if level == OBSERVE:
             return self._left("observe")
         if not (self._utf8 or known.text.isascii()) or not (self._conforming or b"\\" not in known.text):
@@ -271,29 +329,54 @@ class SessionSteering:
             asking = Asking(known, bind, key, owner.patience(template))
             if not owner.client.may_ask():
                 return self._left("planner_busy" if owner.client.connected else "planner_away")
-            if asking.wait_ms > 0 and level == ON:
+            if asking.wait_ms > 0 and level >= CANARY:
                 self.asking = asking
                 return UNDECIDED
             owner.ask(self, asking)
             return self._left("not_waited")
-        return self.judged(decision, level)
+        return self.judged(decision)
 
-    def judged(self, decision: Decision, level: int = ON) -> Decision:
+    def judged(self, decision: Decision) -> Decision:
         """What the conversation gets for the planner's decision."""
+        level = self._allowed
+        if level == OFF:
+            return self._left("off")
+        self._found = decision
+        self._control = False
         if not decision.prefix and not decision.settings:
             return self._left(decision.reason)
-        return decision if level == ON else self._left("shadow")
+        if level < CANARY:
+            return self._left("shadow")
+        share = decision.share if level == ON else decision.share * self._owner.canary_share
+        if share < 1.0 and random() >= share:  # noqa: S311 (a coin, no secret)
+            self._control = True
+            self._owner.counters.steering_control += 1
+            return self._left("control")
+        return decision
 
     def _left(self, reason: str) -> Decision:
+        self._reason = reason
         self._owner.counters.steering_reasons[reason] += 1
         return LEAVE_ALONE
 
     def delivered(self, decision: Decision) -> None:
         self._steered = decision
         self._owner.counters.steering_steered += 1
+        if decision.budget_ms:
+            self._began = _now()
 
     def prevented(self, reason: str) -> None:
+        self._reason = reason
         self._owner.counters.steering_reasons[reason] += 1
+
+    def stopped(self) -> None:
+        self._stopped = _now() - self._began
+        self._steered = None
+        self._reason = "over_budget"
+        self._owner.counters.steering_stopped += 1
+
+    def failed(self, error: bytes) -> None:
+        self._error = error
 
     def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:
         counters = self._owner.counters
@@ -303,6 +386,9 @@ class SessionSteering:
         if template is None:
             return
         template.bar("refused")
+        if again:
+            self._steered = None
+            self._reason = "refused"
         state, words = sqlstate.decode("ascii", "replace"), message.decode("utf-8", "replace")
         self._owner.client.refused(Refused(self.database, template.digest, text, state, words))
         self._owner.log.event("advice_refused", level="warning", sqlstate=state, error=words, again=again)
@@ -329,24 +415,59 @@ class SessionSteering:
         self._owner.counters.steering_wait_seconds += seconds
         return self._left("late") if decision is None else self.judged(decision)
 
-    def done(self, seconds: float, *, failed: bool) -> None:
-        """The batch that ran since the last call is over; about 1.5 us. Only one statement alone is measured."""
+    def done(self, seconds: float, answer: bytes) -> None:
+        """The batch that ran since the last call is over, and its answer ended with these bytes; about 2 us. Only one
+        statement alone is measured."""
         template, steered = self.template, self._steered
-        took = (seconds - self.waited) * 1000
+        took = (seconds - self.waited - self._stopped) * 1000
         count, self._count = self._count, 0
         self.template = self._steered = None
         self.waited = 0.0
         if template is None or count != 1 or template.barred == "no_join":
             return
         owner = self._owner
-        if not failed:
+        found = self._found
+        if steered is not None or (self._stopped and found is not None):
+            used = steered or found
+            assert used is not None
+            owner.counters.observe_model(used.model or used.arm, seconds)
+        else:
+            owner.counters.observe_model("", seconds)
+        if not self._error:
             template.observe(took, steered=steered is not None, cheap_ms=owner.cheap_ms)
-        if template.cheap and template.runs % OBSERVED_EVERY != 1:
+        if template.cheap and template.runs % OBSERVED_EVERY != 1 and (found is None or not found.query):
             return
-        model = steered.model if steered is not None else ""
-        owner.client.observe(
-            Observed(self.database, template.digest, took, steered is not None, failed=failed, model=model)
+        owner.client.observe(self._observed(template, took, steered, answer))
+
+    def _observed(self, template: Template, took: float, steered: Decision | None, answer: bytes) -> Observed:
+        known, found = self._known, self._found
+        observed = Observed(
+            self.database,
+            template.digest,
+            took,
+            steered is not None,
+            user=self.user,
+            application=self.application,
+            search_path=self.search_path,
+            reason="" if steered is not None else self._reason,
         )
+        if self._error:
+            observed.failed = True
+            observed.sqlstate = _sqlstate(self._error)
+        else:
+            observed.rows = rows_told(answer)
+        if found is not None:
+            observed.query = found.query
+            observed.control = self._control and steered is None
+            observed.stopped_ms = self._stopped * 1000
+            if steered is not None or observed.control or self._stopped:
+                observed.arm = found.arm
+                observed.model = found.model
+        if known is not None and len(known.text) <= MAX_SAMPLE and self._owner.may_sample():
+            observed.text = known.text
+            if self._bind is not None and len(self._bind) <= MAX_SAMPLE:
+                observed.bind = self._bind
+        return observed
 
     # ------------------------------------------------------------------ what decisions depend on
 
@@ -413,12 +534,29 @@ def _types(tail: bytes) -> tuple[int, ...]:
     return struct.unpack_from(f"!{count}I", tail, 2)
 
 
-def _decision(answer: Answer) -> Decision:
-    """A decision that can be delivered, or one to leave the statement alone."""
+def _sqlstate(error: bytes) -> str:
+    """Of the beginning of an ErrorResponse."""
+    start = error.find(b"\0C", 5) + 2
+    return error[start : start + 5].decode("ascii", "replace") if start > 1 else ""
+
+
+def _decision(answer: Answer, *, repeatable: bool = True) -> Decision:
+    """A decision that can be delivered, or one to leave the statement alone; ``repeatable``: it may be run twice."""
     if b"\0" in answer.prefix:
         return Decision("unusable_advice")
     if len(answer.settings) > _SETTINGS_LIMIT or not all(
         _SETTING.match(name + b"=" + value) for name, value in answer.settings
     ):
         return Decision("unusable_advice")
-    return Decision(answer.reason or "no_advice", answer.prefix, answer.settings, answer.model)
+    budget = answer.budget_ms if answer.budget_ms > 0 else 0.0
+    if budget and not (repeatable or answer.approved):
+        decision = Decision("not_repeatable")
+    else:
+        budget = budget if repeatable else 0.0
+        decision = Decision(
+            answer.reason or "no_advice", answer.prefix, answer.settings, answer.model, budget, answer.approved
+        )
+    decision.query = answer.query
+    decision.arm = answer.arm
+    decision.share = answer.share
+    return decision

@@ -194,3 +194,18 @@ def may_join(text: bytes) -> bool:
         return False
     begin = lower.lstrip(b" \t\r\n\f\v(;")[:4]
     return begin in _STEERED or begin[:2] in (b"/*", b"--")
+
+
+_WRITES: Final = re.compile(
+    rb"\b(?:into|insert|update|delete|merge|for (?:no key )?update|for (?:key )?share"
+    # Functions of the server's own whose effects stay, or are not undone by a savepoint.
+    rb"|nextval|setval|set_config|pg_notify|pg_(?:try_)?advisory\w*|lo_\w+|dblink\w*|pg_cancel_backend"
+    rb"|pg_terminate_backend|pg_logical_emit_message|pg_reload_conf|pg_rotate_logfile|pg_switch_wal|txid_current|pg_current_xact_id)\b"
+)
+_READS: Final = (b"select", b"with", b"values", b"table")
+
+
+def repeatable(key: bytes) -> bool:
+    """Whether the statement of this key may be run twice, as far as its words tell: it reads and does nothing else.
+    Whether functions of the user's own are volatile only the planner knows, and it gives no advice for those."""
+    return key.lstrip(b"( ").startswith(_READS) and _WRITES.search(key) is None

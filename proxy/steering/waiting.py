@@ -32,7 +32,7 @@ class Wait:
 
     def begin(self) -> None:
         """Asks, unless that has been done; what cannot be asked goes on at once."""
-        while self._talk.suspended and self._waiter is None:
+        while self._talk.suspended and not self._talk.budget_ms and self._waiter is None:
             self._asked = _now()
             self._waiter = self._steering.wait(self._told)
             if self._waiter is None:

@@ -38,6 +38,7 @@ class Backend:
         "born",
         "cancelling",
         "checked",
+        "expires",
         "greeting",
         "how",
         "idle_since",
@@ -72,6 +73,7 @@ class Backend:
         self.state: BackendState | None = None
         self.owner: Owner | None = None
         self.born = now
+        self.expires = float("inf")  # when it is not to be used for another transaction any more
         self.idle_since = now
         self.checked = now
         self.cancelling = 0

@@ -52,6 +52,7 @@ class BackendPool:
         self.greeting: list[bytes] = []
         self.reported: dict[bytes, bytes] = {}
         self.last_used = time.monotonic()
+        self._paused = False
         self._startup = startup
         self._counters = counters
         self._log = log
@@ -77,8 +78,24 @@ class BackendPool:
         return len(self._waiting)
 
     @property
+    def idle(self) -> list[Backend]:
+        """Those that wait for a client."""
+        return [*self._ready, *self._checking]
+
+    @property
     def unused(self) -> bool:
         return not self._all and not self._opening and not self._waiting
+
+    def state(self, now: float) -> dict[str, float]:
+        """How full it is; ``longest_wait`` in seconds."""
+        return {
+            "servers": len(self._all),
+            "idle": len(self._ready),
+            "opening": self._opening,
+            "waiting": len(self._waiting),
+            "limit": self.settings.pool_size + self.settings.pool_overflow,
+            "longest_wait": now - self._waiting[0][1] if self._waiting else 0.0,
+        }
 
     # ------------------------------------------------------------------ taking and giving back
 
@@ -86,7 +103,7 @@ class BackendPool:
         """A ready backend, or None: then the session has been queued, and is granted one or refused later."""
         if self._ready:
             return self._ready.pop()
-        if len(self._waiting) >= self.settings.queue_limit:
+        if len(self._waiting) >= self.settings.queue_limit and not self._paused:
             self._counters.queue_rejected += 1
             session.refused(self._refusal(f"its queue is full ({self.settings.queue_limit} clients wait)"))
             return None
@@ -110,7 +127,7 @@ class BackendPool:
             return
         now = time.monotonic()
         backend.idle_since = backend.checked = now
-        if now - backend.born > self.settings.server_lifetime:
+        if now > backend.expires or self._paused:
             self.retire(backend)
         elif self._waiting:
             self._grant(backend)
@@ -144,6 +161,8 @@ class BackendPool:
     # ------------------------------------------------------------------ opening
 
     def _grow(self) -> None:
+        if self._paused:
+            return
         limit = self.settings.pool_size + self.settings.pool_overflow
         while self._opening < len(self._waiting) and self.size < limit:
             self._spawn()
@@ -160,7 +179,7 @@ class BackendPool:
         except UpstreamError as error:
             self._opening -= 1
             self._log.event("backend_failed", level="warning", pool=repr(self), error=str(error))
-            if not self._all:
+            if not self._all and not self._paused:
                 # There is nobody to wait for: a client is told at once.
                 self._refuse_all(error.response)
             return
@@ -173,6 +192,7 @@ class BackendPool:
         self.greeting = backend.greeting
         self.reported = reported_settings(backend.greeting)
         backend.state = BackendState(self.reported, self.settings.max_prepared_bytes_backend)
+        backend.expires = backend.born + self.settings.server_lifetime
         backend.start(self._ended)
         backend.owner = self
         backend.replay_early()
@@ -217,7 +237,7 @@ class BackendPool:
             if backend.state is not None:
                 self._counters.parse_cache_evictions += backend.state.prepared.evictions
                 backend.state.prepared.evictions = 0
-        while self._waiting and now - self._waiting[0][1] > self.settings.queue_timeout:
+        while self._waiting and now - self._waiting[0][1] > self.settings.queue_timeout and not self._paused:
             session, since = self._waiting.popleft()
             self._counters.pool_waiting -= 1
             self._counters.pool_wait_timeouts += 1
@@ -238,7 +258,7 @@ class BackendPool:
                 task = asyncio.get_running_loop().create_task(self._check(backend))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        while self._all and self.size < self.settings.pool_min:
+        while self._all and self.size < self.settings.pool_min and not self._paused:
             self._spawn()
 
     async def _check(self, backend: Backend) -> None:
@@ -274,6 +294,19 @@ class BackendPool:
         for backend in idle:
             self.retire(backend)
         return len(idle)
+
+    def pause(self, *, paused: bool) -> None:
+        """While paused nobody gets a backend, and who has one gives it up behind its transaction; who waits is neither
+        too many nor too late."""
+        if paused is self._paused:
+            return
+        self._paused = paused
+        if paused:
+            self.close_idle()
+        else:
+            now = time.monotonic()
+            self._waiting = deque((session, now) for session, _ in self._waiting)
+            self._grow()
 
     def close(self) -> None:
         for task in self._tasks:

@@ -9,13 +9,20 @@ import re
 from typing import Final
 
 from proxy.steering import Decision
-from proxy.wire.frames import CLOSE, DESCRIBE, EXECUTE, FLUSH, HEADER, QUERY, SYNC
+from proxy.wire.frames import CLOSE, DESCRIBE, EXECUTE, FLUSH, HEADER, HOLD_LIMIT, QUERY, SYNC
 from proxy.wire.statements import literal
 
 # The names under which our own statements and portals stand on a backend while a batch runs. They are closed right
 # after their use, so that one of each is enough.
 STATEMENT: Final = b"pilotwire_advised"
 HELPER: Final = b"pilotwire_settings"
+# Around a run inside the client's transaction that may be stopped.
+SAVE: Final = b"SAVEPOINT pilotwire_budget"
+RELEASE: Final = b"RELEASE SAVEPOINT pilotwire_budget"
+ROLL_BACK: Final = b"ROLLBACK TO SAVEPOINT pilotwire_budget"
+FLUSH_MESSAGE: Final = b"H\0\0\0\4"
+_CANCELED: Final = b"57014"
+_TIMED_OUT: Final = b"canceling statement due to statement timeout"
 # Errors that an addition to a statement can cause, besides those that point into it: syntax, wrong value or name of a
 # setting, not supported, internal, too complex, and what another plan may run out of.
 ADVICE_ERRORS: Final = frozenset(
@@ -113,30 +120,43 @@ def is_about_hints(body: bytes) -> bool:
     return any(sign in body for sign in _HINT_NOTICES)
 
 
+def is_cancelled(body: bytes) -> bool:
+    """Whether an error says that somebody cancelled the statement. statement_timeout has the same SQLSTATE, and only
+    the text tells. Where the server speaks another language than English, a timeout that comes in the very moment of a
+    cancel of ours is taken for that: the statement then runs again, with all of its time."""
+    return field(body, b"C") == _CANCELED and field(body, b"M") != _TIMED_OUT
+
+
 def stands_alone(sent: bytes) -> bool:
     """Whether these messages are one Query, or one Bind up to its Sync with nothing but Describe and Execute of
-    portals, Close and Flush between: what can be sent once more as it is."""
-    if len(sent) < HEADER.size:
-        return False
-    kind, length = HEADER.unpack_from(sent, 0)
-    pos = 1 + length
-    if kind == QUERY:
-        return bool(pos == len(sent))
+    portals, Close of portals and Flush between: what can be sent once more as it is."""
+    return 0 < alone_until(sent, 0) == len(sent)
+
+
+def alone_until(sent: bytes, pos: int) -> int:
+    """Where what begins at ``pos`` ends, if it stands alone, is there and is short enough to be kept; else 0."""
+    start = pos
+    if len(sent) - pos < HEADER.size:
+        return 0
+    kind, length = HEADER.unpack_from(sent, pos)
+    pos += 1 + length
     executed = 0
-    while kind != SYNC:
+    while kind not in (QUERY, SYNC):
         if len(sent) - pos < HEADER.size:
-            return False
+            return 0
         kind, length = HEADER.unpack_from(sent, pos)
-        # A Close between Bind and Execute could be one of the portal.
+        # A Close between Bind and Execute could be one of the portal, and one of a statement cannot be taken back.
         if kind == EXECUTE:
             executed += 1
         elif kind == DESCRIBE:
             if sent[pos + 5 : pos + 6] != b"P" or executed:
-                return False
+                return 0
         elif kind == CLOSE:
-            if not executed:
-                return False
+            if not executed or sent[pos + 5 : pos + 6] != b"P":
+                return 0
         elif kind not in (FLUSH, SYNC):
-            return False
+            return 0
         pos += 1 + length
-    return bool(pos == len(sent)) and executed == 1
+    if pos > len(sent) or pos - start > HOLD_LIMIT or (kind == SYNC and executed != 1):
+        return 0
+    return pos

@@ -20,9 +20,23 @@ from typing import TYPE_CHECKING, Any, Final
 from librt.strings import read_i32_be
 
 from proxy.steering import Decision, Steering
+from proxy.wire import guarding
+from proxy.wire.entries import (
+    ALWAYS_WATCHED,
+    CLOSING_REPLY,
+    ENDS,
+    FRESH,
+    HIDDEN,
+    KIND,
+    OWN,
+    READY_REPLY,
+    REFUSED,
+    STEERED,
+    SUSPENDED,
+    table_of,
+)
 from proxy.wire.frames import (
     BIND,
-    BIND_COMPLETE,
     CLOSE,
     CLOSE_COMPLETE,
     COMMAND_COMPLETE,
@@ -33,7 +47,6 @@ from proxy.wire.frames import (
     COPY_IN,
     DATA_ROW,
     DESCRIBE,
-    EMPTY_QUERY,
     ERROR,
     EXECUTE,
     FRONTEND_LIMITS,
@@ -41,73 +54,27 @@ from proxy.wire.frames import (
     HEADER,
     HOLD_LIMIT,
     IDLE,
-    NO_DATA,
     NOTIFICATION,
     PARAMETER_DESCRIPTION,
     PARAMETER_STATUS,
     PARSE,
     PARSE_COMPLETE,
-    PORTAL_SUSPENDED,
     QUERY,
     READY,
-    ROW_DESCRIPTION,
     SYNC,
     TERMINATE,
-    ProtocolViolation,
     violation,
 )
-from proxy.wire.messages import error_response, message
 
 if TYPE_CHECKING:
     from mypy_extensions import i64
 
-# Added to an entry of the queue of owed replies: the proxy sent this message, its reply must not reach the client.
-OWN: Final = 0x100
-# Added to an entry for a message that was replaced by one the server cannot accept: its error becomes the refusal.
-REFUSED: Final = 0x200
-KIND: Final = 0xFF
 # A reply that must be understood whole is put together up to this size; the server never sends a larger one.
 _REPLY_LIMIT: Final = 1024 * 1024
-# A read-only session's statements are looked at whole; longer ones are refused.
-_GUARDED_LIMIT: Final = 1024 * 1024
-# Added to an entry for a message that was steered, or that steering added: `proxy.wire.delivery` knows more of it.
-STEERED: Final = 0x1000
-# Added to one of them while nothing of its answer has reached the client.
-FRESH: Final = 0x2000
-# In place of a message's bytes: it must be decided on first.
-SUSPENDED: Final = b"suspended"
-_HIDDEN: Final = OWN | FRESH
-_UNACCEPTABLE: Final = b"refused by the read-only guard"
-_REFUSAL: Final = error_response(
-    "25006",
-    "this session is read-only and must stay so",
-    severity="ERROR",
-    hint="The proxy's read_only setting is on for this listener or user.",
-)
-_SET_CONFIG_OID: Final = (2078).to_bytes(4, "big")
-# By kind of a reply, the kind of the message that it ends; 0 for replies that end none.
-_ENDED_BY: Final = {
-    PARSE_COMPLETE: PARSE,
-    BIND_COMPLETE: BIND,
-    CLOSE_COMPLETE: CLOSE,
-    ROW_DESCRIPTION: DESCRIBE,
-    NO_DATA: DESCRIBE,
-    COMMAND_COMPLETE: EXECUTE,
-    EMPTY_QUERY: EXECUTE,
-    PORTAL_SUSPENDED: EXECUTE,
-}
-_ENDS: Final = bytes(_ENDED_BY.get(kind, 0) for kind in range(256))
-# Replies that always mean more than the end of a message.
-ALWAYS_WATCHED: Final = frozenset({READY, ERROR, PARAMETER_STATUS, COPY_IN, COPY_BOTH})
-_CLOSING_REPLY: Final = frozenset({COMMAND_COMPLETE, EMPTY_QUERY, PORTAL_SUSPENDED})
-_READY_REPLY: Final = frozenset({QUERY, SYNC, FUNCTION_CALL})
+# Of an ErrorResponse this much is kept: severity and SQLSTATE come first.
+_ERROR_START: Final = 100
 
 _unpack = HEADER.unpack_from
-
-
-def table_of(kinds: frozenset[int]) -> bytes:
-    """A table by kind: 1 for those in the set. A look-up in it costs less than one in the set."""
-    return bytes(kind in kinds for kind in range(256))
 
 
 class Conversation:
@@ -115,19 +82,22 @@ class Conversation:
 
     ``idle`` is true when the last thing that happened was a ReadyForQuery outside a transaction with nothing owed;
     ``status`` is the transaction state of the last ReadyForQuery (a byte value); ``ready_count`` counts the requests
-    that got their ReadyForQuery, ``errors`` the ErrorResponses; ``terminated`` says that the client sent Terminate.
-    ``suspended`` says that the next message waits until `decided` is called. ``again`` is what must be sent to the
-    server besides what the client sends; whoever sends it empties it.
+    that got their ReadyForQuery; ``terminated`` says that the client sent Terminate. ``suspended`` says that the next
+    message waits: until `decided` is called or, when ``budget_ms`` is not 0.0, until the answer to a run with that
+    budget has begun. ``again`` is what must be sent to the server besides what the client sends, None for nothing;
+    whoever sends it (it may be empty) sets it to None and gives `from_client` b"", since what is held may go on.
     """
 
     __slots__ = (
         "_copy_in",
+        "_cut",
         "_decision",
         "_held",
         "_names_pass",
         "_portals",
         "_record_from",
         "_recorded",
+        "_server_dropping",
         "_server_streaming",
         "_skipping",
         "_streaming",
@@ -135,7 +105,7 @@ class Conversation:
         "_watched",
         "again",
         "breached",
-        "errors",
+        "budget_ms",
         "guard",
         "idle",
         "left_alone",
@@ -152,8 +122,8 @@ class Conversation:
     def __init__(self, steering: Steering) -> None:
         self.steering = steering
         self.suspended = False
-        self.again = b""
-        self.errors = 0
+        self.again: bytes | None = None
+        self.budget_ms = 0.0
         self.guard: Callable[[bytes], bool] | None = None  # of a read-only session: whether a text must be refused
         self.refused = 0
         self.breached = False  # the session became able to write all the same
@@ -166,10 +136,12 @@ class Conversation:
         self._names_pass = True  # statement names go on as the client sent them
         self._watched: bytes = table_of(ALWAYS_WATCHED)
         self._held = b""  # the beginning of a client's message that is not complete yet
-        self._streaming = 0  # bytes of a client's long message still to stream past
+        self._streaming = 0  # bytes of a client's long message still to stream past; -1: all that comes is held
         self.refused_streams = False  # that message was COPY data, and the COPY has failed
+        self._cut = 0  # where in the bytes that are looked at a statement ends behind which the rest is held
         self._tail = b""
         self._server_streaming = 0
+        self._server_dropping = False  # what streams past goes nowhere
         self._skipping = False  # the server discards everything up to the next Sync
         self._copy_in = False
         self._decision: Decision | None = None  # on the message that was suspended
@@ -191,6 +163,9 @@ class Conversation:
         """
         pos: i64 = self._streaming
         if pos:
+            if pos < 0:
+                self._held += data
+                return b""
             if len(data) <= pos:
                 self._streaming = pos - len(data)
                 return data
@@ -204,6 +179,7 @@ class Conversation:
         size: i64 = len(data)
         emitted: i64 = 0
         pieces: list[bytes] | None = None
+        rest: bytes | None = None
         owed = self.owed
         names_pass = self._names_pass
         unsteered = not self._portals
@@ -237,6 +213,11 @@ class Conversation:
                     pieces.append(edited)
                     emitted = end if end <= size else size
                     unsteered = not self._portals
+                    if self._cut:
+                        rest = data[self._cut :]
+                        data = data[: self._cut]
+                        size = self._cut
+                        self._cut = 0
             if end > size:
                 self._streaming = end - size
                 pos = size
@@ -254,7 +235,16 @@ class Conversation:
         if pieces is None:
             return data if pos == size else data[:pos]
         pieces.append(data[emitted:pos])
+        if rest is not None:
+            pieces.append(self._hold_behind(rest))
         return b"".join(pieces)
+
+    def _hold_behind(self, rest: bytes) -> bytes:
+        """A run with a budget is complete: what the client sent behind it waits. What of ours is sent behind it."""
+        self._held = rest
+        self._streaming = -1
+        self.suspended = True
+        return b""
 
     def rest_of_refused(self, data: bytes) -> int:
         """Of ``data``, how many bytes end the message that `refused_streams` is about; with its last byte the
@@ -275,6 +265,19 @@ class Conversation:
         out = self.from_client(held)
         self._decision = None
         return out
+
+    # Of runs with a budget; see `proxy.wire.outcome`.
+
+    def stop(self) -> bool | None:
+        """The budget is spent: whether the run is to be cancelled now; None: ask again soon."""
+        return False
+
+    def stopped(self, *, sent: bool) -> bytes:
+        """Our cancel request has been dealt with, or (not ``sent``) could not be delivered: bytes for the client."""
+        return b""
+
+    def cancelled(self) -> None:
+        """The client has asked for its statement to be cancelled; the request is about to be sent on."""
 
     @property
     def held(self) -> int:
@@ -298,7 +301,7 @@ class Conversation:
 
     def _may_stream(self, kind: int, length: int, data: bytes, pos: int) -> bool:
         """Whether a message that has only partly arrived may go on as it comes, unread."""
-        return kind == COPY_DATA or length > (HOLD_LIMIT if self.guard is None else _GUARDED_LIMIT)
+        return kind == COPY_DATA or length > (HOLD_LIMIT if self.guard is None else guarding.LIMIT)
 
     def _client_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         """One message (or the beginning of one that streams past): what to send in its place, None for itself."""
@@ -311,7 +314,7 @@ class Conversation:
         if kind == DESCRIBE:
             edited = self._describe(data, pos, end)
             self._owe(DESCRIBE)
-            if self._portals:
+            if self._portals and self.owed and self.owed[-1] == DESCRIBE:
                 self._described()
             return edited
         if kind == CLOSE:
@@ -351,34 +354,13 @@ class Conversation:
             self._skipping = False
             self.owed.append(kind)
 
-    # The read-only guard. What it refuses is replaced by something that the server cannot accept either, so that the
-    # error comes in its place in the order and leaves the transaction as an error does; then its text is replaced.
-
     def _guarded_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
-        if kind in (QUERY, PARSE, FUNCTION_CALL) and self._forbidden(kind, data, pos, end):
-            return self._refuse(kind, data, pos, end)
-        return self._client_message(kind, data, pos, end)
-
-    def _forbidden(self, kind: int, data: bytes, pos: int, end: int) -> bool:
-        assert self.guard is not None
-        if kind == FUNCTION_CALL:
-            return data[pos + 5 : pos + 9] == _SET_CONFIG_OID
-        if end - pos > _GUARDED_LIMIT:
-            raise ProtocolViolation(f"a statement longer than {_GUARDED_LIMIT} bytes is refused in a read-only session")
-        start = pos + 5 if kind == QUERY else data.find(0, pos + 5, end) + 1
-        stop = data.find(0, start, end)
-        return start > 0 and stop >= 0 and self.guard(data[start:stop])  # no server reads a text that has no end
-
-    def _refuse(self, kind: int, data: bytes, pos: int, end: int) -> bytes:
+        if self.guard is None or not guarding.forbidden(self.guard, kind, data, pos, end):
+            return self._client_message(kind, data, pos, end)
         self.refused += 1
         owed = len(self.owed)
-        if kind == PARSE:
-            name = data[pos + 5 : data.find(0, pos + 5, end) + 1]  # `_forbidden` has found its end
-            replaced = message(b"P", name + _UNACCEPTABLE + b"\0\0\0")
-        else:
-            kind = QUERY
-            replaced = message(b"Q", _UNACCEPTABLE + b"\0")
-        edited = self._client_message(kind, replaced, 0, len(replaced))
+        replaced = guarding.in_place_of(kind, data, pos, end)
+        edited = self._client_message(replaced[0], replaced, 0, len(replaced))
         if len(self.owed) > owed:
             self.owed[-1] |= REFUSED
         return replaced if edited is None else edited
@@ -401,11 +383,11 @@ class Conversation:
     def _execute(self, data: bytes, pos: int, end: int) -> None:
         self._owe(EXECUTE)
 
-    def _described(self) -> None:
-        """A Describe was noted while there are portals bound with advice."""
-
     def _describe(self, data: bytes, pos: int, end: int) -> bytes | None:
         return None
+
+    def _described(self) -> None:
+        """A Describe was noted while there are portals bound with advice."""
 
     def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
         return None
@@ -416,10 +398,15 @@ class Conversation:
         """The bytes to send to the client for these bytes of the server."""
         pos: i64 = self._server_streaming
         if pos:
-            if len(data) <= pos:
+            if self._server_dropping:
+                self._server_streaming = max(pos - len(data), 0)
+                self._server_dropping = self._server_streaming > 0
+                data, pos = data[pos:], 0
+            elif len(data) <= pos:
                 self._server_streaming = pos - len(data)
                 return data
-            self._server_streaming = 0
+            else:
+                self._server_streaming = 0
         elif self._tail:
             data = self._tail + data
             self._tail = b""
@@ -427,7 +414,7 @@ class Conversation:
         emitted: i64 = 0
         pieces: list[bytes] | None = None
         owed = self.owed
-        hidden = bool(owed) and owed[0] & _HIDDEN != 0
+        hidden = bool(owed) and owed[0] & HIDDEN != 0
         watched = self._watched
         while size - pos >= 5:
             kind: i64 = data[pos]
@@ -445,15 +432,18 @@ class Conversation:
                     if kind == ERROR:
                         self._long_error(data, pos)
                     elif owed and owed[0] & FRESH:
-                        owed[0] &= ~FRESH
-                        hidden = False
+                        if pieces is None:
+                            pieces = []
+                        pieces.append(data[emitted:pos])
+                        pieces.append(self._long_answer())
+                        emitted = size if self._server_dropping else pos
                     self._server_streaming = end - size
                     pos = size
                 break
             if not watched[kind] and owed:
                 # The usual cases, without a call: the reply that ends the oldest message, or one within a query.
                 head: i64 = owed[0]
-                if head == _ENDS[kind]:
+                if head == ENDS[kind]:
                     owed.popleft()
                     pos = end
                     continue
@@ -467,7 +457,7 @@ class Conversation:
                 pieces.append(data[emitted:pos])
                 pieces.append(edited)
                 emitted = end
-            hidden = bool(owed) and owed[0] & _HIDDEN != 0
+            hidden = bool(owed) and owed[0] & HIDDEN != 0
             pos = end
         if pos < size:
             self._tail = data[pos:]
@@ -497,17 +487,12 @@ class Conversation:
                 edited = self._steered_reply(kind, data, pos, end, head)
                 if edited is not None:
                     return edited
-        if kind in _CLOSING_REPLY:
+        if kind in CLOSING_REPLY:
             if head & KIND == EXECUTE:
                 self._ended()
             if kind == COMMAND_COMPLETE and not head & OWN:
                 self._completed(data, pos, end)
-        elif (
-            (kind == BIND_COMPLETE and head & KIND == BIND)
-            or (kind in (ROW_DESCRIPTION, NO_DATA) and head & KIND == DESCRIBE)
-            or (kind == PARSE_COMPLETE and head & KIND == PARSE)
-            or (kind == CLOSE_COMPLETE and head & KIND == CLOSE)
-        ):
+        elif ENDS[kind] and head & KIND == ENDS[kind]:
             self._ended()
             if kind == PARSE_COMPLETE or kind == CLOSE_COMPLETE:
                 self._named_change()
@@ -522,7 +507,7 @@ class Conversation:
         owed = self.owed
         self.status = data[end - 1]
         self._copy_in = self._skipping = False
-        if head & KIND in _READY_REPLY:
+        if head & KIND in READY_REPLY:
             self._ended()
             while owed and owed[0] == COPY_DONE:
                 owed.popleft()  # meant for a COPY that failed before it began
@@ -537,11 +522,11 @@ class Conversation:
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         self._copy_in = False
-        self.errors += 1
+        self.steering.failed(data[pos : min(end, pos + _ERROR_START)])
         if head == QUERY | OWN:
             self._own_reply(ERROR, data, pos, end)
             return b""
-        if head and head & KIND not in _READY_REPLY:
+        if head and head & KIND not in READY_REPLY:
             # An error in an extended batch: the server discards what follows, up to the next Sync.
             owed = self.owed
             dropped = []
@@ -549,7 +534,7 @@ class Conversation:
                 dropped.append(self._ended())
             self._dropped(dropped)
             self._skipping = not owed
-        return _REFUSAL if head & REFUSED else None
+        return guarding.REFUSAL if head & REFUSED else None
 
     def _long_error(self, data: bytes, pos: int) -> None:
         """An error so long that it streams past: what it does to the conversation, without a look at its text."""
@@ -557,6 +542,12 @@ class Conversation:
         while owed and owed[0] == COPY_DONE:
             owed.popleft()
         Conversation._error(self, data, pos, len(data), owed[0] & ~REFUSED if owed else 0)
+
+    def _long_answer(self) -> bytes:
+        """A message so long that it streams past belongs to an answer of which nothing has got out: what goes before
+        it. ``_server_dropping`` is set when it is to go nowhere."""
+        self.owed[0] &= ~FRESH
+        return b""
 
     def _copy_started(self, head: int) -> None:
         owed = self.owed

@@ -6,9 +6,9 @@ after it puts back. Extended protocol: in place of the client's statement one of
 with the hint and closed right after, so that the client's own stays as it was; settings are put in place before the
 Bind, where the plan is made, and back behind it.
 
-What we send is answered to us: such replies are swallowed. Positions in errors and notices are moved back. A statement
-that is refused because of what was added is sent once more as the client sent it, if nothing of its answer has got
-out and nothing else can have been touched: it stood alone, outside a transaction.
+Advice with a budget is followed where the run can be stopped and made once more: the statement stands alone up to its
+Sync, all of which is there, and inside the client's transaction it runs under a savepoint of ours. What becomes of it
+is in `proxy.wire.outcome`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from typing import Final
 
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known, Steering
 from proxy.wire import advice, messages
-from proxy.wire.conversation import FRESH, KIND, OWN, STEERED, SUSPENDED, Conversation
+from proxy.wire.entries import FRESH, KIND, OWN, STEERED, SUSPENDED
 from proxy.wire.frames import (
     BIND,
-    BIND_COMPLETE,
     CLOSE,
-    COMMAND_COMPLETE,
     DESCRIBE,
     EXECUTE,
     FAILED,
@@ -31,12 +29,12 @@ from proxy.wire.frames import (
     HOLD_LIMIT,
     IDLE,
     IN_TRANSACTION,
-    NOTICE,
     PARSE,
     QUERY,
     SYNC,
 )
 from proxy.wire.messages import message
+from proxy.wire.outcome import TIDYING, Run, SteeredOutcome
 from proxy.wire.prepared import READING_SETTINGS
 
 # The statements of one client that are remembered by name for steering, in bytes of their texts.
@@ -44,29 +42,10 @@ _STATEMENT_BYTES: Final = 256 * 1024
 _PORTALS: Final = 1000  # bound with advice in one transaction and remembered for their positions
 # Added to the entry of a Parse whose text is remembered once it has succeeded.
 _KEPT: Final = 0x4000
-_ABORTED: Final = b"25P02"
 
 _CLOSE_STATEMENT: Final = messages.close(b"S", advice.STATEMENT)
 
 _unpack = HEADER.unpack_from
-
-
-class Run:
-    """One statement on its way with advice. ``name`` is the client's for it, None for a simple query; ``alone``: it may
-    be sent once more; ``shift`` is how far positions are moved; ``swallow`` counts CommandCompletes of ours that come
-    before its own; ``bound``: the client got its BindComplete."""
-
-    __slots__ = ("alone", "bound", "decision", "error", "name", "shift", "swallow", "text")
-
-    def __init__(self, decision: Decision, text: bytes, name: bytes | None, alone: bool) -> None:
-        self.decision = decision
-        self.text = text
-        self.name = name
-        self.alone = alone
-        self.shift = decision.shift
-        self.swallow = 0
-        self.bound = False
-        self.error = b""  # the message that it was refused with
 
 
 class _Prepared:
@@ -79,24 +58,10 @@ class _Prepared:
         self.known: Known | None = known
 
 
-TIDYING: Final = Run(LEAVE_ALONE, b"", None, False)
-
-
-class SteeredConversation(Conversation):
+class SteeredConversation(SteeredOutcome):
     """A backend that belongs to this client alone, and statements that may be steered."""
 
-    __slots__ = (
-        "_hinted",
-        "_pending",
-        "_quiet",
-        "_refused_run",
-        "_retried",
-        "_runs",
-        "_succeeded",
-        "_swallowed",
-        "_texts",
-        "_texts_size",
-    )
+    __slots__ = ("_pending", "_succeeded", "_texts", "_texts_size")
 
     def __init__(self, steering: Steering) -> None:
         super().__init__(steering)
@@ -104,13 +69,6 @@ class SteeredConversation(Conversation):
         self._texts_size = 0  # with those of `_pending`
         self._pending: deque[_Prepared] = deque()  # one for each entry in ``owed`` that is _KEPT
         self._succeeded: _Prepared | None = None
-        self._runs: deque[Run] = deque()  # one for each entry in ``owed`` that is STEERED
-        # Our statement may still be there on the backend, or pg_hint_plan may remember its hint for the next one.
-        self._hinted = False
-        self._quiet = True  # nothing was bound or run since the last ReadyForQuery outside a transaction
-        self._refused_run: Run | None = None  # to be sent once more at ReadyForQuery
-        self._retried: Run | None = None  # was sent once more
-        self._swallowed = b""  # an error that ended the client's transaction in a query of ours
 
     # ------------------------------------------------------------------ simple queries
 
@@ -147,31 +105,47 @@ class SteeredConversation(Conversation):
         text = data[pos + 5 : end - 1]
         certain = self._certain()
         alone = certain and self._quiet and self.status == IDLE
+        inside = certain and self.status == IN_TRANSACTION
         settings = decision.settings
-        if settings and not (
-            (alone and advice.may_stand_behind_others(text)) or (certain and self.status == IN_TRANSACTION)
-        ):
-            self._prevented("settings_not_possible_here")
+        prevented = ""
+        if settings and not (inside or (alone and advice.may_stand_behind_others(text))):
+            prevented = "settings_not_possible_here"
+        elif decision.budget_ms and not (decision.approved or alone or inside):
+            prevented = "no_budget_possible_here"
+        if prevented:
+            self._prevented(prevented)
             self._quiet = False
             self._owe(QUERY)
             return None
         run = Run(decision, text, None, alone)
-        before = after = b""
+        if decision.budget_ms and (alone or inside):
+            self._bound_run(run, data, pos, end)
         front = decision.prefix
+        before: list[bytes] = []
+        after: list[bytes] = []
         if settings and alone:
             commands = advice.set_local(decision)
             run.swallow = len(settings)
             run.shift += len(commands)
             front += commands
         elif settings:
-            before = message(b"Q", advice.save_and_set(decision) + b"\0")
-            after = message(b"Q", advice.put_back(decision) + b"\0")
-            self._owe_steered(QUERY | OWN, run)
+            before.append(advice.save_and_set(decision))
+            after.append(advice.put_back(decision))
+        if run.savepoint:
+            before.insert(0, advice.SAVE)
+            after.append(advice.RELEASE)
+        pieces = [self._query_ours(before, run), message(b"Q", front + data[pos + 5 : end])]
         self._owe_steered(QUERY | FRESH, run)
-        if after:
-            self._owe_steered(QUERY | OWN, run)
+        pieces.append(self._query_ours(after, run))
         self._deliver(run, pos)
-        return before + message(b"Q", front + data[pos + 5 : end]) + after
+        return b"".join(pieces)
+
+    def _query_ours(self, texts: list[bytes], run: Run) -> bytes:
+        """A query of ours, in the client's transaction; none without texts."""
+        if not texts:
+            return b""
+        self._owe_steered(QUERY | OWN, run)
+        return message(b"Q", b";".join(texts) + b"\0")
 
     def _prevented(self, reason: str) -> None:
         self.steering.prevented(reason)
@@ -181,14 +155,28 @@ class SteeredConversation(Conversation):
         """Whether the state of the transaction is known: nothing of the client's is under way."""
         return all(entry & OWN for entry in self.owed)
 
-    def _owe_steered(self, entry: int, run: Run) -> None:
-        self.owed.append(entry | STEERED)
-        self._runs.append(run)
+    def _bound_run(self, run: Run, data: bytes, pos: int, until: int) -> None:
+        """The run gets a budget: what the client sent for it is kept, and what is behind it is held."""
+        run.batch = data[pos:until]
+        run.savepoint = self.status == IN_TRANSACTION
+        self._ending = run
+        self.budget_ms = run.decision.budget_ms
+        self._cut = until
+
+    def _hold_behind(self, rest: bytes) -> bytes:
+        super()._hold_behind(rest)
+        run = self._ending
+        if run is None or run.name is None or not run.savepoint:
+            return b""
+        release = self._run_ours(advice.RELEASE, TIDYING)
+        self._owe_steered(SYNC | OWN, TIDYING)
+        return release + messages.SYNC
 
     def _deliver(self, run: Run, pos: int) -> None:
         self.steering.delivered(run.decision)
         self._quiet = False
-        if run.alone:
+        self._told = 0
+        if run.alone and not run.batch:
             self._recorded = b""
             self._record_from = pos
 
@@ -321,14 +309,24 @@ class SteeredConversation(Conversation):
         self, data: bytes, pos: int, end: int, portal_end: int, known: Known, name: bytes, decision: Decision
     ) -> bytes | None:
         alone = self._quiet and self.status == IDLE and SYNC not in self.owed
+        until = 0
+        if decision.budget_ms and (alone or self._first_in_batch()):
+            until = advice.alone_until(data, pos)
         settings = decision.settings
         planned = not settings or advice.is_planned_at_bind(known.text)
-        if not planned and not alone:
-            self._prevented("settings_not_possible_here")
+        if not (planned or alone) or not (decision.approved or until or not decision.budget_ms):
+            self._prevented("no_budget_possible_here" if planned or alone else "settings_not_possible_here")
             return self._bind_as_it_is(data, pos, end, portal_end, known, name)
         run = Run(decision, known.text, name, alone)
+        if until:
+            self._bound_run(run, data, pos, until)
         pieces = [self._close_ours() if self._hinted or self._runs else b""]
         pieces.append(self._vouch(name))
+        if run.savepoint:
+            pieces.append(self._run_ours(advice.SAVE, run))
+        if run.batch and not self._certain():
+            # Until the server has answered what stands before the run, it must not be cancelled.
+            pieces.append(advice.FLUSH_MESSAGE)
         if settings:
             pieces.append(self._run_ours(advice.save_and_set(decision), run))
         if decision.parse_for is not known:
@@ -350,6 +348,12 @@ class SteeredConversation(Conversation):
         self._hinted = True
         self._deliver(run, pos)
         return b"".join(pieces)
+
+    def _first_in_batch(self) -> bool:
+        """Whether this is the client's transaction, and nothing is under way that could run or end it."""
+        return self.status == IN_TRANSACTION and all(
+            entry & OWN or entry & KIND in (PARSE, DESCRIBE, CLOSE) for entry in self.owed
+        )
 
     def _bind_as_it_is(
         self, data: bytes, pos: int, end: int, portal_end: int, known: Known | None, name: bytes
@@ -395,12 +399,6 @@ class SteeredConversation(Conversation):
         self._hinted = False
         return closes + messages.parse(advice.STATEMENT, b"SELECT 1") + messages.close(b"S", advice.STATEMENT)
 
-    def _owe_ours(self, entry: int, run: Run) -> None:
-        """A message of ours in an extended batch; ``run`` goes with one that is STEERED."""
-        self.owed.append(entry | OWN)
-        if entry & STEERED:
-            self._runs.append(run)
-
     def _execute(self, data: bytes, pos: int, end: int) -> None:
         run = self._portals.get(data[pos + 5 : max(data.find(0, pos + 5, end), pos + 5)])
         if run is None or self._skipping or self._copy_in:
@@ -411,9 +409,8 @@ class SteeredConversation(Conversation):
 
     def _described(self) -> None:
         # Its reply must not pass unseen: behind it the first row of the answer is looked out for.
-        if self.owed and self.owed[-1] == DESCRIBE:
-            self.owed[-1] |= STEERED
-            self._runs.append(TIDYING)
+        self.owed[-1] |= STEERED
+        self._runs.append(TIDYING)
 
     # ------------------------------------------------------------------ from the server
 
@@ -427,124 +424,10 @@ class SteeredConversation(Conversation):
                 self._texts_size -= len(prepared.known.text)
         return entry
 
-    def _steered_reply(self, kind: int, data: bytes, pos: int, end: int, head: int) -> bytes | None:
-        run = self._runs[0]
-        if kind == NOTICE:
-            body = data[pos + 5 : end]
-            if head & OWN or advice.is_about_hints(body):
-                return b""
-            return message(b"N", advice.moved(body, run.shift))
-        if head & OWN:
-            return b"" if head & KIND == QUERY else None
-        if kind == COMMAND_COMPLETE and run.swallow:
-            run.swallow -= 1
-            return b""
-        if kind == BIND_COMPLETE:
-            run.bound = True
-        elif head & FRESH:
-            self.owed[0] = head & ~FRESH
-        return None
-
-    def _ready(self, data: bytes, end: int, head: int) -> bytes | None:
-        edited = super()._ready(data, end, head)
-        if self._refused_run is not None and not head & OWN:
-            return self._run_again(data[end - 6 : end])
-        if not head & OWN:
-            self._swallowed = b""
-        if self.status == IDLE and not self.owed:
-            self._quiet = True
-            self._recorded = None
-            if self._portals:
-                self._portals.clear()
-            run, self._retried = self._retried, None
-            if run is not None:
-                self._tell_refused(run.text, run.error[5:], again=True)
-        return edited
-
-    def _run_again(self, ready: bytes) -> bytes:
-        """The refused statement's ReadyForQuery: the statement is sent once more, as the client sent it."""
-        run, self._refused_run = self._refused_run, None
-        recorded, self._recorded = self._recorded, None
-        assert run is not None
-        if self.status != IDLE or self.owed or recorded is None:
-            return run.error + ready
-        self._retried = run
-        self.ready_count -= 1
-        held, suspended = self._held, self.suspended
-        self._held, self.suspended = b"", False
-        self._decision = LEAVE_ALONE
-        self._quiet = True
-        self.again += self.from_client(recorded)
-        self._decision = None
-        self._held, self.suspended = held, suspended
-        self.idle = False
-        if run.bound:
-            # The client has these answers already.
-            for at in range(len(self.owed)):
-                entry = self.owed[at]
-                if entry & KIND == EXECUTE:
-                    break
-                if entry & KIND in (BIND, DESCRIBE):
-                    self.owed[at] = entry | OWN
-        return b""
-
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
-        retried = self._retried
-        if retried is not None and advice.field(retried.error[5:], b"C") == advice.field(data[pos + 5 : end], b"C"):
-            self._retried = None  # it fails without advice too
-        if head & STEERED:
-            return self._steered_error(data, pos, end, head)
-        self._hinted = self._hinted or bool(self._runs)
         edited = super()._error(data, pos, end, head)
         self._succeeded = None
         return edited
-
-    def _steered_error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
-        """An error of a statement with advice, or of what advice added."""
-        run = self._runs[0]
-        body = data[pos + 5 : end]
-        fatal = messages.is_fatal(body)  # the client must know, whoever asked
-        self._hinted = True
-        simple = head & KIND == QUERY
-        others = not simple and any(not entry & OWN for entry in self._batch())
-        Conversation._error(self, data, pos, end, head)
-        self._succeeded = None
-        if head & OWN and (simple or not others) and not fatal:
-            # Nobody but us waits for this answer. In the client's transaction the error is its next statement's.
-            self._swallowed = data[pos:end] if simple and not self._swallowed else self._swallowed
-            return b""
-        sqlstate = advice.field(body, b"C")
-        if sqlstate == _ABORTED and self._swallowed:
-            swallowed, self._swallowed = self._swallowed, b""
-            return message(b"E", advice.moved(swallowed[5:], len(swallowed)))
-        if (
-            run is not TIDYING
-            and not fatal
-            and (head & OWN or sqlstate in advice.ADVICE_ERRORS or 0 < advice.position(body) <= run.shift)
-        ):
-            # While nothing of its answer is out, or nothing but what can be left out of the next one.
-            untold = head & (OWN | FRESH) or head & KIND == BIND
-            if run.alone and untold and self._recorded is not None and advice.stands_alone(self._recorded):
-                run.error = data[pos:end]
-                self._refused_run = run
-                return b""
-            self._tell_refused(run.text, body, again=False)
-        body = advice.moved(body, run.shift)
-        if run.name is not None:
-            body = body.replace(b'"' + advice.STATEMENT + b'"', b'"' + run.name + b'"')
-        return message(b"E", body)
-
-    def _batch(self) -> list[int]:
-        """The entries that the server will not answer after an error."""
-        found = []
-        for entry in self.owed:
-            if entry & KIND == SYNC:
-                break
-            found.append(entry)
-        return found
-
-    def _tell_refused(self, text: bytes, body: bytes, *, again: bool) -> None:
-        self.steering.refused(text, advice.field(body, b"C"), advice.field(body, b"M"), again=again)
 
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         middle = data.find(0, pos + 5, end)

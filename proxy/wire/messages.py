@@ -54,6 +54,19 @@ def is_fatal(body: bytes) -> bool:
     return body.find(b"\0VFATAL\0") >= 0 or body.find(b"\0VPANIC\0") >= 0
 
 
+def rows_told(answer: bytes) -> int:
+    """The number in the CommandComplete that an answer ends with, in front of its ReadyForQuery; -1 when there is none
+    to be seen. For these bytes it takes about 0.5 us, however long they are."""
+    end = len(answer) - 6
+    while end > 5 and answer[end - 5 : end] == b"3\0\0\0\4":
+        end -= 5  # CloseComplete
+    start = answer.rfind(b"C\0\0\0", max(end - 40, 0), end)
+    if start < 0 or end - start < 7 or answer[start + 4] != end - start - 1:
+        return -1
+    number = answer[start + 5 : end - 1].rpartition(b" ")[2]
+    return int(number) if number.isdigit() else -1
+
+
 def query(sql: str) -> bytes:
     return message(b"Q", cstring(sql))
 

@@ -12,8 +12,7 @@ from typing import Final, NamedTuple
 
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Known, Steering
 from proxy.wire import messages
-from proxy.wire.conversation import ALWAYS_WATCHED, KIND, OWN, STEERED, SUSPENDED, table_of
-from proxy.wire.delivery import TIDYING, Run
+from proxy.wire.entries import ALWAYS_WATCHED, KIND, OWN, STEERED, SUSPENDED, table_of
 from proxy.wire.frames import (
     BIND,
     CLOSE,
@@ -30,6 +29,7 @@ from proxy.wire.frames import (
 )
 from proxy.wire.messages import SYNC as SYNC_MESSAGE
 from proxy.wire.messages import message
+from proxy.wire.outcome import TIDYING, Run
 from proxy.wire.pins import (
     PIN_LARGE,
     PIN_MEMORY,

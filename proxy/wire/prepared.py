@@ -20,7 +20,7 @@ from proxy.wire.statements import classify
 # What a prepared statement costs the server beside its text is far more than this; it keeps tiny texts from being free.
 _OVERHEAD: Final = 256
 # Clients differ in application_name at most, mostly; beyond so many sets the oldest is not shared any more.
-_REPORTED_SETS: Final = 1000
+_SETS: Final = 1000
 
 
 # The settings by which the constants of a text are read when it is parsed; the server reports every one of them.
@@ -76,7 +76,7 @@ class StatementRegistry:
         # A client must not be able to guess the names behind which other clients' statements stand.
         self.prefix: Final = b"pw_" + secrets.token_hex(4).encode() + b"_"
         self._statements: WeakValueDictionary[tuple[bytes, bytes, bytes], Statement] = WeakValueDictionary()
-        self._reported: OrderedDict[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]] = OrderedDict()
+        self._sets: OrderedDict[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]] = OrderedDict()
         self._serial = 0
 
     def intern(self, text: bytes, types: bytes, reading: bytes = b"") -> Statement:
@@ -87,14 +87,14 @@ class StatementRegistry:
             self._statements[text, types, reading] = statement
         return statement
 
-    def shared(self, reported: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        """One object for all equal sets of reported settings; it must not be changed by anybody."""
-        key = tuple(reported.items())
-        found = self._reported.get(key)
+    def shared(self, settings: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """One object for all equal sets of settings; it must not be changed by anybody."""
+        key = tuple(settings.items())
+        found = self._sets.get(key)
         if found is None:
-            if len(self._reported) >= _REPORTED_SETS:
-                self._reported.popitem(last=False)
-            found = self._reported[key] = reported
+            if len(self._sets) >= _SETS:
+                self._sets.popitem(last=False)
+            found = self._sets[key] = settings
         return found
 
     def renew(self) -> None:

@@ -10,11 +10,13 @@ import re
 from collections import deque
 from typing import Final, NamedTuple
 
+from librt.strings import read_i32_be
+
 from proxy.steering import Steering
 from proxy.wire import messages
 from proxy.wire.carried import NAMES_LIMIT, SETTINGS_LIMIT, VALUE_LIMIT, capture_query, columns_of, settings_batches
-from proxy.wire.conversation import KIND, OWN
 from proxy.wire.delivery import SteeredConversation
+from proxy.wire.entries import KIND, OWN, table_of
 from proxy.wire.frames import (
     COPY_DATA,
     COPY_DONE,
@@ -22,7 +24,6 @@ from proxy.wire.frames import (
     DATA_ROW,
     FLUSH,
     FUNCTION_CALL,
-    HEADER,
     LARGE_LIMIT,
     QUERY,
     SYNC,
@@ -72,7 +73,7 @@ _OWN_TRIES: Final = 3
 _TEXTS_LIMIT: Final = 64 * 1024  # texts with SET in them that are remembered within one transaction
 
 # Sent outside COPY, or with nothing to flush, these do nothing.
-_STRAY_KINDS: Final = frozenset({COPY_DATA, COPY_DONE, COPY_FAIL, FLUSH})
+_STRAY_KINDS: Final = table_of(frozenset({COPY_DATA, COPY_DONE, COPY_FAIL, FLUSH}))
 _APPLY: Final = 0
 _CAPTURE: Final = 1
 PARSED: Final = 2
@@ -145,8 +146,8 @@ class SessionState(SteeredConversation):
         self.registry = registry
         self.backend: BackendState | None = None
         self.reported = reported
-        self.settings = settings
-        self._initial = settings
+        # Equal sets are one object, and none is ever changed: that they are equal must be seen at one look.
+        self.settings = self._initial = registry.shared(settings)
         self._at_link = reported
         self._own: deque[Own] = deque()
         self._own_failed = False
@@ -177,7 +178,9 @@ class SessionState(SteeredConversation):
         self.backend = backend
         self._tries = 0
         self._at_link = self.reported
-        first = self._apply() if backend.settings != self.settings else b""
+        settings = self.settings
+        same = backend.settings is settings or backend.settings == settings
+        first = b"" if same else self._apply()
         return first, b"" if first else self._report_differences()
 
     def retry(self) -> bytes:
@@ -203,7 +206,9 @@ class SessionState(SteeredConversation):
     def unlink(self) -> bytes:
         """Gives the backend up; the beginning of a message that was kept back, to be brought along next time."""
         self.backend = None
-        self._recorded = self._retried = None
+        self._recorded = self._retried = self._ending = None
+        self.budget_ms = 0.0
+        self._streaming = max(self._streaming, 0)
         self._portals.clear()
         held, self._held = self._held, b""
         # A backend that ends may have been at COPY data: the rest goes nowhere.
@@ -213,10 +218,12 @@ class SessionState(SteeredConversation):
 
     def without_strays(self, data: bytes) -> bytes:
         """Drops COPY messages that arrive outside COPY, after the server refused them, as the server itself does."""
-        pos = min(self._discarding, len(data))
-        self._discarding -= pos
-        while len(data) - pos >= HEADER.size and data[pos] in _STRAY_KINDS:
-            length = HEADER.unpack_from(data, pos)[1]
+        pos = 0
+        if self._discarding:
+            pos = min(self._discarding, len(data))
+            self._discarding -= pos
+        while len(data) - pos >= 5 and _STRAY_KINDS[data[pos]]:
+            length = read_i32_be(data, pos + 1)
             if length < 4 or length > LARGE_LIMIT:
                 break
             end = pos + 1 + length
@@ -228,7 +235,7 @@ class SessionState(SteeredConversation):
     def answers_coming(self) -> bool:
         """Whether the server will answer up to a ReadyForQuery without another word of the client."""
         asked = [entry for entry in self.owed if entry != COPY_DONE]
-        if self._streaming or self._copy_in or not asked:
+        if self._streaming > 0 or self._copy_in or not asked:
             return False
         return asked[-1] & KIND in (QUERY, SYNC, FUNCTION_CALL)
 
@@ -426,7 +433,7 @@ class SessionState(SteeredConversation):
             if self._own_failed or self._own:
                 return b""
             assert self.backend is not None
-            self.backend.settings = dict(self.settings)
+            self.backend.settings = self.settings
             return self._report_differences()
         if own.what == _CAPTURE:
             self._learn(own)
@@ -451,8 +458,7 @@ class SessionState(SteeredConversation):
         if not self._can_carry(settings):
             self._pin(PIN_SETTINGS)
             return
-        self.settings = settings
-        self.backend.settings = dict(settings)
+        self.settings = self.backend.settings = self.registry.shared(settings)
         self._at_link = self.reported
 
     def _can_carry(self, settings: dict[bytes, bytes]) -> bool:

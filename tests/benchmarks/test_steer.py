@@ -21,14 +21,14 @@ from pilotwire.demo.measure import Series
 
 BLIND = ("planner", "proxy", "model_runtime", "training")
 GENERAL = frozenset({
-    "age", "amount", "channel", "class", "code", "comments", "cost", "count", "date", "id", "kind", "method", "name",
-    "orders", "products", "reason", "region", "returns", "status", "stores", "tags", "title", "total", "users", "views",
+    "age", "amount", "channel", "class", "code", "comments", "cost", "count", "date", "id", "kind", "location",
+    "method", "name", "orders", "price", "products", "reason", "region", "returns", "status", "stores", "tags", "title", "total", "users", "views",
     "votes",
 })  # fmt: skip
 """Names of tables and columns that are ordinary words too: what a function returns, join orders, comments, views ...
 They may be used as words; a string literal that consists of nothing else may be one of them only if in `LITERALS`."""
 LITERALS = frozenset({
-    "count", "date", "id", "kind", "name", "reason", "status",
+    "age", "cost", "count", "date", "id", "kind", "name", "reason", "status", "title", "total",
     "votes",  # what the trees of an ensemble say, as ONNX knows it
 })  # fmt: skip
 """Of the general words, those that are also keys of messages, settings, catalogs and types."""

@@ -102,6 +102,33 @@ EXAMPLES: dict[str, Any] = {
     "steer_off_databases": ["ann", "bob"],
     "steer_off_applications": ["ann", "bob"],
     "steer_off_fingerprints": ["ann", "bob"],
+    "evidence": "none",
+    "steer_modes": ["user=batch:off", "*:canary"],
+    "canary_share": 0.7,
+    "control_share": 0.07,
+    "steer_min_calls": 7,
+    "min_gain": 1.7,
+    "min_gain_ms": 7.0,
+    "template_gain": 7.0,
+    "regret_budget": 7.0,
+    "trial_share": 0.07,
+    "evidence_max_age": 70.0,
+    "store": "none",
+    "store_password": "x",
+    "explore": True,
+    "explore_share": 0.5,
+    "explore_most_active": 7,
+    "explore_limit": 70.0,
+    "explore_interval": 70.0,
+    "explore_host": "replica:6543",
+    "store_literals": True,
+    "history_interval": 7.0,
+    "latency_good_ms": 7.0,
+    "latency_warning_ms": 700.0,
+    "store_keep_ledger": 7.0,
+    "store_keep_samples": 7.0,
+    "store_keep_history": 7.0,
+    "store_keep_memory": 7.0,
     "pool_mode": "transaction",
     "session_reuse": True,
     "pool_size": 7,
@@ -256,6 +283,10 @@ class TestSecrets:
         assert "PILOTWIRE_UPSTREAM" in sentence
         assert "passfile" in sentence
         assert "0600" in sentence
+
+    @pytest.mark.parametrize("overrides", [{"store": "postgresql://pilot:geheim@h/d"}, {"store_password": "geheim"}])
+    def test_the_stores_password_too(self, overrides: dict[str, str]) -> None:
+        assert "PILOTWIRE_STORE or a TOML file" in refusal(None, upstream=UPSTREAM, **overrides)
 
     def test_taken_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PILOTWIRE_UPSTREAM", "postgresql://app:geheim@h/d")

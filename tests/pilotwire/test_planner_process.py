@@ -69,7 +69,8 @@ async def _processes(server: Postgres, folder: Path) -> AsyncIterator[Start]:
         models = folder / f"models{len(started)}"
         models.mkdir()
         constant_model(models)
-        values = {"upstream": server.dsn(), "auth": "trust", "models": str(models), **settings}
+        alone = {"evidence": "none", "store": "none"}  # the model by itself
+        values = {"upstream": server.dsn(), "auth": "trust", "models": str(models), **alone, **settings}
         made = ProxySettings.model_validate(values)
         merged = MergedCounters()
         process = PlannerProcess(made, Log("test"), merged)

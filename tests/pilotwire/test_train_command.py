@@ -48,19 +48,20 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
 
 def test_a_model_and_a_summary(dsn: str, queries: Path, tmp_path: Path) -> None:
     out = tmp_path / "models" / "shop.onnx"
-    done = run("--queries", queries, "--out", out, PILOTWIRE_UPSTREAM=dsn)
+    done = run("--queries", queries, "--out", out, "--generate", "10", PILOTWIRE_UPSTREAM=dsn)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[0] == "reading the catalog ..."
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[0].startswith("queries 47 read, 7 skipped, ")
     assert lines[1] == 'line 41: syntax error at or near "SELEC": SELEC 1'
     assert lines[6] == "and 2 more"
-    assert lines[7].startswith("joins ")
+    assert lines[7] == "10 more were generated from the schema"
+    assert lines[8].startswith("joins ")
     assert any(line.startswith("join templates not seen ") and line.count("->") == 3 for line in lines)
     assert lines[-1].startswith(f"shop-{time.gmtime().tm_year}.")
     assert out.stat().st_size > 10_000
 
-    again = run("--queries", queries, "--out", out, "--upstream", dsn, "--seed", "3", "--json")
+    again = run("--queries", queries, "--out", out, "--upstream", dsn, "--generate", "10", "--json")
     assert (again.returncode, again.stderr) == (0, "")
     report = json.loads(again.stdout)
     assert report["counts_known"] == report["counts"] > 50
@@ -69,7 +70,7 @@ def test_a_model_and_a_summary(dsn: str, queries: Path, tmp_path: Path) -> None:
 
 def test_interrupted(dsn: str, queries: Path, tmp_path: Path) -> None:
     out = tmp_path / "shop.onnx"
-    labels = tmp_path / "shop.labels.jsonl"
+    labels = tmp_path / "shop.training"
     with subprocess.Popen(
         command("--upstream", dsn, "--queries", queries, "--out", out),
         env=ENVIRONMENT,
@@ -86,7 +87,7 @@ def test_interrupted(dsn: str, queries: Path, tmp_path: Path) -> None:
         code = process.wait(20)
     assert code == 130, said
     assert said.splitlines()[-1] == (
-        f"pilotwire: interrupted: what was counted is in {labels}, run the same command again to go on"
+        f"pilotwire: interrupted: what was done is kept in {labels}, run the same command again to go on"
     )
     assert "Traceback" not in said
     assert not out.exists()
@@ -99,7 +100,9 @@ def test_what_goes_wrong_is_one_line(dsn: str, queries: Path, tmp_path: Path) ->
         (["--upstream", dsn, "--queries", tmp_path / "none", "--out", out], 1, "cannot be read: No such file"),
         (["--upstream", dsn, "--queries", queries, "--out", tmp_path], 1, "is a folder"),
         (["--upstream", "postgresql://x@127.0.0.1:1/x", "--queries", queries, "--out", out], 1, "cannot be reached"),
-        (["--upstream", dsn, "--queries", queries, "--out", out, "--budget", "0"], 2, "Invalid value for '--budget'"),
+        (["--upstream", dsn, "--queries", queries, "--out", out, "--budget", "-1"], 2, "Invalid value for '--budget'"),
+        (["--upstream", dsn, "--out", out], 2, "name a file of queries, or another source"),
+        (["--upstream", dsn, "--queries", queries, "--out", out, "--kind", "x"], 2, "Invalid value for '--kind'"),
     ]
     for arguments, code, message in cases:
         done = run(*arguments)

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import numpy as np
 import pytest
 
 from model_runtime import bundle
 from model_runtime.limits import Limits
 from model_runtime.manifest import Abstention, Vocabulary
 from model_runtime.runner import Model, ModelError
-from planner.advise import NOTHING, Models, Options, Outcome, Reason, advise, relation_hash
+from planner.advise import NOTHING, Models, Options, Outcome, Reason, advise, best_arm, relation_hash
 from planner.catalog import load
 from planner.dialects import render
-from planner.features import flat
+from planner.features import flat, statement
 from planner.snapshot import Snapshot
 from planner.sql import read
 from tests.support.models import cardinality_model, hints_model, saboteur_model
@@ -228,6 +229,62 @@ def test_a_model_of_settings_chooses_the_best_arm_by_a_margin(snapshot: Snapshot
     assert decide(QUERY, stock, Models(hints=arms(tmp_path, 0.0, -1.0, 0.0, schema_hash="other"))).reason == (
         Reason.SCHEMA_MISMATCH
     )
+
+
+def test_an_arm_is_taken_only_where_it_is_surely_better(snapshot: Snapshot, tmp_path: Path) -> None:
+    stock = without(snapshot, "hint_plan")
+
+    def chosen(*spreads: float, **manifest: Any) -> Outcome:
+        return decide(QUERY, stock, Models(hints=arms(tmp_path, 0.0, -1.0, -0.5, log_std=spreads, **manifest)))
+
+    sure = chosen(0.1, 0.1, 0.1)
+    assert sure.arm == "no_nestloop"
+    assert sure.expected_gain == pytest.approx(math.e)
+    # The better prediction is the less certain one.
+    assert chosen(0.1, 0.5, 0.1).arm == "no_hash"
+    assert chosen(0.1, 0.6, 0.25).arm == "no_hash"
+    unsure = chosen(0.1, 0.7, 0.4)
+    assert (unsure.reason, unsure.arm, unsure.advice) == (Reason.UNCERTAIN, "", NOTHING)
+    assert chosen(0.1, 0.3, 0.3, abstention=Abstention(log_std=0.2)).reason == Reason.UNCERTAIN
+    assert not unsure.template_wide
+
+
+@pytest.mark.parametrize(
+    ("ratios", "spreads", "expected"),
+    [
+        ([-1.0, -0.5], None, 0),
+        ([-1.0, -0.5], [1.0, 0.1], 1),
+        ([-1.0, -0.5], [1.0, 1.0], "uncertain"),
+        ([-0.2, 0.5], [0.01, 0.01], "no_change"),
+        ([0.0, -9.0], [0.1, 0.1], 1),
+    ],
+)
+def test_the_best_arm(ratios: list[float], spreads: list[float] | None, expected: int | str) -> None:
+    settings = [{"enable_nestloop": "off"}, {"enable_hashjoin": "off"}]
+    found, why = best_arm(np.array(ratios), None if spreads is None else np.array(spreads), settings)
+    assert (why if found is None else found) == expected
+    # The default among the arms is never an arm.
+    assert best_arm(np.array([-5.0]), None, [{}]) == (None, Reason.NO_CHANGE)
+
+
+def test_a_model_of_statements_may_be_told_the_plan(snapshot: Snapshot, tmp_path: Path) -> None:
+    path = tmp_path / "statements.onnx"
+    features = statement.NAMES
+    weights = np.zeros((len(features), 1), np.float32)
+    weights[features.index("plan planned")] = -1.0
+    hints_model(
+        path,
+        arms={"no_nestloop": {"enable_nestloop": "off"}},
+        log_latency_ratios=[0.0],
+        weights=weights,
+        features=features,
+        featurizer=("statement", statement.VERSION),
+        clip=(-10.0, 10.0),
+    )
+    models = Models(hints=bundle.load(path, Limits()))
+    plan = {"Node Type": "Seq Scan", "Total Cost": 10.0, "Startup Cost": 0.0, "Plan Rows": 5}
+    assert decide(QUERY, snapshot, models, plan=plan).arm == "no_nestloop"
+    assert decide(QUERY, snapshot, models).reason == Reason.NO_CHANGE
 
 
 def test_rows_come_before_settings_where_both_can_be_told(snapshot: Snapshot, tmp_path: Path) -> None:

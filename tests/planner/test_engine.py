@@ -15,7 +15,8 @@ from planner import engine as module
 from planner.blackbox import BlackBox, Recorder, digest
 from planner.control import Limits
 from planner.counters import Counters
-from planner.engine import Engine, Lru
+from planner.engine import Engine
+from planner.lru import Lru
 from planner.messages import Answer, Ask, Refused
 from planner.policy import fingerprint
 from planner.snapshot import ColumnInfo, Snapshot, TableInfo
@@ -102,8 +103,8 @@ def test_what_needs_no_computing(store: ModelStore) -> None:
     assert _reason(make(None).at_once(ask(QUERY), SNAPSHOT)) == ("no_model", "template")
     engine = make(store, users_off=("ann",), applications_off=("psql",))
     assert _reason(engine.at_once(ask(QUERY), None)) == ("no_catalog", "once")
-    assert _reason(engine.at_once(ask(QUERY, user="ann"), SNAPSHOT)) == ("opted_out", "template")
-    assert _reason(engine.at_once(ask(QUERY, application="psql"), SNAPSHOT)) == ("opted_out", "template")
+    assert _reason(engine.at_once(ask(QUERY, user="ann"), SNAPSHOT)) == ("opted_out", "values")
+    assert _reason(engine.at_once(ask(QUERY, application="psql"), SNAPSHOT)) == ("opted_out", "values")
 
 
 def test_fingerprints_opt_out_in_either_case(store: ModelStore) -> None:

@@ -29,6 +29,9 @@ look() {
             need default-jdk-headless command -v javac
             need libpostgresql-jdbc-java test -e /usr/share/java/postgresql.jar
             need postgresql debian_postgres # the embedded server has no TLS
+            need chromium command -v chromium
+            need prometheus command -v promtool
+            need systemd command -v systemd-analyze
             ;;
         conformance)
             need gcc command -v gcc

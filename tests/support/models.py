@@ -52,19 +52,26 @@ def hints_model(
     *,
     arms: Mapping[str, Mapping[str, str]],
     log_latency_ratios: Sequence[float],
+    log_std: Sequence[float] | None = None,
+    weights: np.ndarray[Any, Any] | None = None,
     features: Sequence[str] = FEATURES,
     featurizer: tuple[str, str] = ("flat", "1"),
     **manifest: Any,
 ) -> Manifest:
-    """The same ratio for each arm, whatever the features are."""
-    zeros = np.zeros((len(features), len(arms)), np.float32)
-    bias = np.array(log_latency_ratios, np.float32)
-    graph = _model(
-        [helper.make_node("MatMul", ["features", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])],
-        {"features": ("n", len(features))},
-        {"y": ("n", len(arms))},
-        {"w": zeros, "b": bias},
-    )
+    """The same ratio for each arm, plus features @ ``weights`` [F, arms]; with ``log_std`` the same deviations too."""
+    outputs: dict[str, tuple[str | int, ...]] = {"y": ("n", len(arms))}
+    constants: dict[str, np.ndarray[Any, Any]] = {
+        "w": np.zeros((len(features), len(arms)), np.float32) if weights is None else weights,
+        "b": np.array(log_latency_ratios, np.float32),
+    }
+    nodes = [helper.make_node("MatMul", ["features", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
+    if log_std is not None:
+        nodes.append(helper.make_node("Mul", ["p", "nothing"], ["none"]))
+        nodes.append(helper.make_node("Add", ["none", "std"], ["log_std"]))
+        constants["nothing"] = np.array(0, np.float32)
+        outputs["log_std"] = ("n", len(arms))
+        constants["std"] = np.array(log_std, np.float32)
+    graph = _model(nodes, {"features": ("n", len(features))}, outputs, constants)
     _rename_output(graph, "y", "log_latency_ratio")
     return save(path, graph, name, version, features, featurizer, kind="hints", arms=dict(arms), **manifest)
 

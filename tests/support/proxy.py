@@ -23,7 +23,8 @@ from tests.support.waiting import wait_until
 
 START_TIMEOUT = 30
 STOP_TIMEOUT = 15
-DEFAULTS: dict[str, Any] = {"auth": "trust", "drain_timeout": 5}
+DEFAULTS: dict[str, Any] = {"auth": "trust", "drain_timeout": 5, "evidence": "none", "store": "none"}
+"""A model's advice is used at once; nothing is left behind on the machine."""
 
 
 class Proxy:
@@ -96,7 +97,8 @@ class Proxy:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._env},
+                # Without a folder of its own a proxy would keep its state in the machine's.
+                env={**os.environ, "PILOTWIRE_STATE_DIR": str(self.folder), **self._env},
             )
 
     def wait_ready(self, timeout: float = START_TIMEOUT) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.export import round_down, tree_model
+from training.export import UNSUPPORTED, round_down, tree_model, tree_votes
 
 FEATURES = 6
 
@@ -62,6 +62,34 @@ def test_the_deviation_is_a_second_output_with_a_floor() -> None:
     wanted = np.maximum(deviation.predict(features), 0.25)
     assert np.abs(spread - wanted).max() < 1e-4
     assert (spread == 0.25).any()
+
+
+def test_rows_of_little_support_are_given_a_large_error() -> None:
+    members, deviation, features = [booster(1), booster(2)], booster(4), rows(9)
+    leaves = [member.predict(features, pred_leaf=True) for member in members]
+    random = np.random.default_rng(3)
+    supports = [[random.random(8).tolist() for _ in range(40)] for _ in members]
+    support = np.mean(
+        [[supports[m][tree][leaf] for tree, leaf in enumerate(row)] for m in range(2) for row in leaves[m]], axis=1
+    )
+    support = support.reshape(2, -1).mean(axis=0)
+    least = float(np.median(support))
+    model = tree_model(
+        members, FEATURES, deviation=deviation, deviation_scale=1.5, floor=0.1, supports=supports, least_support=least
+    )
+    answer, spread = run(model, features)
+    assert np.abs(answer - np.mean([member.predict(features) for member in members], axis=0)).max() < 1e-4
+    clear = np.abs(support - least) > 1e-4
+    assert ((spread > UNSUPPORTED / 2) == (support < least))[clear].all()
+    good = spread < UNSUPPORTED / 2
+    assert np.abs(spread - np.maximum(1.5 * deviation.predict(features), 0.1))[good].max() < 1e-4
+    assert 0.3 < good.mean() < 0.7
+
+
+def test_the_votes_alone() -> None:
+    node = tree_votes([booster(1), booster(2)], "both")
+    assert (list(node.input), list(node.output)) == (["features"], ["both"])
+    assert next(one.i for one in node.attribute if one.name == "n_targets") == 2
 
 
 def test_no_rows_and_one_row() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.features import flat
 from training.dataset import Dataset
 from training.errors import TrainingError
 from training.gbdt import Settings, Stopped, Trained, folds, q_errors, train
 
-QUICK = Settings(members=4, rounds=60, features=1.0)
+QUICK = Settings(folds=4, members=2, rounds=60, features=1.0)
 
 
 def dataset(rows: int = 900, *, noise: float = 0.1, learnable: bool = True, templates: int = 12) -> Dataset:
@@ -49,6 +51,8 @@ def test_it_learns_and_says_how_well_on_what_it_has_not_seen(trained: Trained) -
         assert split.model[1] < 3
     assert trained.scale == 1
     assert trained.log_std is None
+    assert trained.least_support is None
+    assert 0.6 < trained.within < 0.75
     assert q_errors(dataset().target, trained.predict(dataset().features))[1] < 3
 
 
@@ -58,7 +62,7 @@ def test_what_it_has_seen_goes_into_the_bounds(trained: Trained) -> None:
     assert np.array(trained.ranges)[:, 1] == pytest.approx(data.features.max(axis=0))
     assert trained.clip[0] < data.target.min() < data.target.max() < trained.clip[1]
     assert trained.outside_ranges >= 0
-    assert all(member.num_trees() == trained.rounds for member in trained.members)
+    assert [member.num_trees() for member in trained.members] == [trained.rounds] * 2
 
 
 def test_the_same_seed_gives_the_same_trees(trained: Trained) -> None:
@@ -105,7 +109,75 @@ def test_one_query_alone() -> None:
     data = dataset(60)
     same = np.zeros(60, np.int64)
     trained = train(Dataset(data.features, data.native, data.actual, same, same, 1, 0), QUICK, seed=1)
-    assert len(trained.members) == 4
+    assert np.isfinite(trained.predict(data.features)).all()
+
+
+def test_generated_statements_help_and_are_not_judged_by() -> None:
+    data = dataset(1200)
+    own = data.query % 3 == 0
+    mixed = replace(data, weight=np.where(own, 1.0, 0.5), queries=len(np.unique(data.query[own])))
+    alone = replace(
+        data,
+        **{name: getattr(data, name)[own] for name in ("features", "native", "actual", "query", "template")},
+        **{name: getattr(mixed, name)[own] for name in ("weight", "lower", "block", "place")},
+    )
+    trained, without = train(mixed, QUICK, seed=1), train(alone, QUICK, seed=1)
+    assert trained.splits["random"].sub_plans == without.splits["random"].sub_plans == own.sum()
+    assert trained.splits["random"].native == without.splits["random"].native
+    assert trained.splits["random"].model[1] < without.splits["random"].model[1]
+
+
+def test_where_the_workload_is_small_generated_statements_are_judged_by_too() -> None:
+    data = dataset(300)
+    few = replace(data, weight=np.where(np.arange(300) < 30, 1.0, 0.5))
+    assert train(few, QUICK, seed=1).splits["random"].sub_plans == 300
+
+
+def test_a_lower_bound_is_not_taken_for_the_truth() -> None:
+    """Half of the labels say "at least so much", a hundred times too little: the median of the others is found."""
+    data = dataset(1200)
+    lower = np.random.default_rng(1).random(1200) < 0.5
+    actual = np.where(lower, data.actual / 100, data.actual)
+    bounded = train(replace(data, actual=actual, lower=lower), QUICK, seed=1)
+    believed = train(replace(data, actual=actual), QUICK, seed=1)
+    error = [np.abs(data.target - trained.predict(data.features)).mean() for trained in (bounded, believed)]
+    assert error[0] < 0.5
+    assert error[1] > 1.5
+
+
+def test_another_quantile_lies_higher() -> None:
+    data = dataset(1200, noise=1.0)
+    low, high = (
+        train(data, replace(QUICK, quantile=one, width=1.0, rounds=120, folds=2, members=1), seed=1)
+        for one in (0.5, 0.85)
+    )
+    above = [(data.target > trained.predict(data.features)).mean() for trained in (low, high)]
+    assert above[1] < above[0] - 0.2
+
+
+def test_predictions_rise_with_what_was_measured() -> None:
+    random = np.random.default_rng(2)
+    features = random.normal(size=(500, len(flat.NAMES))).astype(np.float32)
+    place = flat.NAMES.index("class_shift")
+    data = dataset(500)
+    # In the data it falls in a part, by chance.
+    target = features[:, place] + np.where(np.abs(features[:, place]) < 0.3, -4 * features[:, place], 0)
+    quick = replace(QUICK, folds=2, members=1)
+    trained = train(replace(data, features=features, actual=data.native * np.exp(target)), quick, seed=1)
+    line = np.repeat(features[:1], 200, axis=0)
+    line[:, place] = np.linspace(-3, 3, 200)
+    assert (np.diff(trained.predict(line)) >= -1e-9).all()
+    assert np.ptp(trained.predict(line)) > 1
+
+
+def test_rows_far_from_all_training_have_little_support() -> None:
+    data = dataset(1200)
+    features = data.features.copy()
+    features[:, 0] = np.where(data.query < 5, features[:, 0] + 9, features[:, 0])
+    trained = train(replace(data, features=features), QUICK, seed=1)
+    support = trained.support(features)
+    assert support[data.query < 5].mean() < support[data.query >= 5].mean() - 0.3
+    assert support.max() <= np.log1p(data.queries)
 
 
 def test_too_little_data() -> None:
@@ -124,13 +196,13 @@ def test_it_stops_when_asked_to() -> None:
 
     with pytest.raises(Stopped):
         train(dataset(), QUICK, seed=1, stop=stop, progress=progress)
-    assert 2 <= len(done) < 4 * 3
+    assert 2 <= len(done) < 4 * 3 + 3
 
 
 def test_progress_reaches_its_end() -> None:
     done: list[tuple[int, int]] = []
     train(dataset(200), QUICK, seed=1, progress=lambda *numbers: done.append((numbers[0], numbers[1])))
-    assert sorted(done) == [(number, 13) for number in range(14)]
+    assert sorted(done) == [(number, 15) for number in range(16)]
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=200), st.integers(1, 8), st.integers(0, 5))

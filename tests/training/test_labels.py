@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 from tests.conftest import StartPostgres
 from training.counting import Count
 from training.errors import TrainingError
-from training.labels import LabelFile, Labeller, Labels, digest
+from training.labels import Labeller, Labels, digest
+from training.training_set import TrainingSet
 
 SLOW = Count("SELECT count(*) FROM pg_sleep(60)")
 
@@ -23,8 +23,8 @@ def small(rows: int) -> Count:
     return Count(f"SELECT count(*) FROM generate_series(1, {rows})")
 
 
-def open_file(tmp_path: Path, database: str = "shop", schema_hash: str = "1") -> LabelFile:
-    return LabelFile(tmp_path / "labels.jsonl", database, schema_hash)
+def open_set(tmp_path: Path) -> TrainingSet:
+    return TrainingSet(tmp_path / "shop.training")
 
 
 async def label(
@@ -34,10 +34,12 @@ async def label(
     *,
     budget: float = 30,
     seconds: float = 5,
+    most_rows: int = 0,
     progress: Callable[[Labels], None] | None = None,
 ) -> Labels:
-    with open_file(path) as file:
-        return await Labeller(dsn, file, budget=budget, timeout=seconds, progress=progress).run(counts)
+    with open_set(path) as kept:
+        labeller = Labeller(dsn, kept, budget=budget, timeout=seconds, most_rows=most_rows, progress=progress)
+        return await labeller.run(counts)
 
 
 async def test_counts_are_made_once_and_kept(shop_dsn: str, tmp_path: Path) -> None:
@@ -52,7 +54,32 @@ async def test_counts_are_made_once_and_kept(shop_dsn: str, tmp_path: Path) -> N
 
 async def test_no_text_of_a_query_is_kept(shop_dsn: str, tmp_path: Path) -> None:
     await label(shop_dsn, tmp_path, [Count("SELECT count(*) FROM regions WHERE name = 'secret'")])
-    assert "secret" not in (tmp_path / "labels.jsonl").read_text()
+    files = [path for path in (tmp_path / "shop.training").iterdir() if path.name.startswith("labels")]
+    assert len(files) == 2
+    assert all(b"secret" not in path.read_bytes() for path in files)
+
+
+async def test_a_count_stopped_at_a_number_of_rows_is_a_lower_bound(shop_dsn: str, tmp_path: Path) -> None:
+    exact = Count("SELECT count(*) FROM generate_series(1, 80)", "SELECT 80")
+    first = await label(shop_dsn, tmp_path, [small(70), small(30), exact], most_rows=50)
+    assert first.rows == {digest(small(30)): 30, digest(exact): 80}
+    assert first.bounds == {digest(small(70)): 50}
+    assert (first.counted, first.bounded, first.left) == (2, 1, 0)
+    with open_set(tmp_path) as kept:
+        assert kept.bounds == {digest(small(70)): 50}
+    again = await label(shop_dsn, tmp_path, [small(70)], most_rows=50)
+    assert (again.bounded, again.counted) == (1, 0)
+    higher = await label(shop_dsn, tmp_path, [small(70)], most_rows=100)
+    assert higher.rows == {digest(small(70)): 70}
+
+
+async def test_joins_of_every_size_get_their_share(shop_dsn: str, tmp_path: Path) -> None:
+    """Where there is no time for all, those of two tables do not take all of it."""
+    many = [Count(f"SELECT count(*) FROM orders, generate_series(1, {n}) g", relations=2) for n in range(600, 800)]
+    large = [Count(f"SELECT count(*) FROM orders, generate_series(1, {n}) h", relations=5) for n in range(800, 810)]
+    labels = await label(shop_dsn, tmp_path, [*many, *large], budget=2, seconds=5)
+    assert labels.left > 0
+    assert sum(digest(count) in labels.rows for count in large) >= 3
 
 
 async def test_slow_counts_are_given_up_and_not_tried_again(shop_dsn: str, tmp_path: Path) -> None:
@@ -84,7 +111,7 @@ async def test_refused_counts_are_named_and_the_rest_goes_on(shop_dsn: str, tmp_
     bad = [
         Count("SELECT count(*) FROM no_such_table"),
         Count("SELECT count(*) FROM orders WHERE 1 / (id - id) > 0"),
-        Count("SELECT nextval('x')"),
+        Count("SELECT count(*) FROM nextval('x')"),
     ]
     labels = await label(shop_dsn, tmp_path, [*bad, small(6)])
     assert (labels.counted, labels.failed, labels.left) == (1, 3, 0)
@@ -92,9 +119,8 @@ async def test_refused_counts_are_named_and_the_rest_goes_on(shop_dsn: str, tmp_
 
 
 async def test_counting_cannot_write(shop_dsn: str, tmp_path: Path) -> None:
-    labels = await label(
-        shop_dsn, tmp_path, [Count("WITH gone AS (DELETE FROM regions RETURNING 1) SELECT 1 FROM gone")]
-    )
+    deleting = "WITH gone AS (DELETE FROM regions RETURNING 1) SELECT 1 FROM gone"
+    labels = await label(shop_dsn, tmp_path, [Count("SELECT count(*) FROM regions", deleting)])
     assert labels.failed == 1
     assert "read-only" in labels.first_failure
 
@@ -112,46 +138,13 @@ async def test_an_interrupted_run_goes_on_where_it_stopped(shop_dsn: str, tmp_pa
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    with open_file(tmp_path) as file:
-        done = dict(file.rows)
+    with open_set(tmp_path) as kept:
+        done = kept.rows
     assert len(done) >= 5
     labels = await label(shop_dsn, tmp_path, counts)
     assert labels.known == len(done)
     assert labels.known + labels.counted == 20
     assert sorted(labels.rows.values()) == list(range(20))
-
-
-def test_a_file_cut_off_by_a_crash_is_read_on(tmp_path: Path) -> None:
-    with open_file(tmp_path) as file:
-        file.add("a", 1, 2)
-        file.add("b", None, 2)
-    path = tmp_path / "labels.jsonl"
-    path.write_bytes(path.read_bytes() + b'{"count": "c", "ro')
-    with open_file(tmp_path) as file:
-        assert (file.rows, file.timeouts) == ({"a": 1}, {"b": 2})
-        file.add("d", 4, 2)
-    with open_file(tmp_path) as file:
-        assert file.rows == {"a": 1, "d": 4}
-    path.write_text(path.read_text() + '[]\n{"count": 5}\nnonsense\n{"count": "e", "rows": "many"}\n\n')
-    with open_file(tmp_path) as file:
-        assert file.rows == {"a": 1, "d": 4}
-
-
-@pytest.mark.parametrize(("database", "schema_hash"), [("other", "1"), ("shop", "2")])
-def test_counts_of_something_else_are_set_aside(database: str, schema_hash: str, tmp_path: Path) -> None:
-    with open_file(tmp_path) as file:
-        file.add("a", 1, 2)
-    with open_file(tmp_path, database, schema_hash) as file:
-        assert file.rows == {}
-    assert '"a"' in (tmp_path / "labels.jsonl.old").read_text()
-    head = json.loads((tmp_path / "labels.jsonl").read_text().splitlines()[0])
-    assert head == {"format": 1, "database": database, "schema_hash": schema_hash}
-
-
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "labels.jsonl").mkdir()
-    with pytest.raises(TrainingError, match=r"the labels cannot be kept in .*: Is a directory"):
-        open_file(tmp_path)
 
 
 async def test_a_database_that_is_not_there(tmp_path: Path) -> None:

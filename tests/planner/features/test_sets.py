@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,9 +56,9 @@ def test_each_sub_plan_has_its_own_elements(shop: Snapshot, words: sets.Words) -
     featurize = made(words)
     found = featurize.inputs(query, masks)
     assert {name: array.shape for name, array in found.items()} == {
-        "tables": (4, 3, 3 + 4),
+        "tables": (4, 3, 3 + 5),
         "tables_mask": (4, 3),
-        "joins": (4, 3, 3 + 1),
+        "joins": (4, 3, 3 + 6),
         "joins_mask": (4, 3),
         "predicates": (4, 4, 4 + 13 + 2),
         "predicates_mask": (4, 4),
@@ -112,19 +114,59 @@ def test_an_unknown_word_makes_its_sub_plans_unknown(
     assert all(np.isfinite(array).all() for array in featurize.inputs(query, masks).values())
 
 
-def test_bitmaps_are_the_first_rows_that_pass(shop: Snapshot, words: sets.Words) -> None:
-    query = estimates(THREE.format("b.age > 60"), shop)
-    found = made(words, 64).inputs(query, [0b111])["tables"]
-    matches = query.sample_matches(0)
-    assert matches is not None
-    np.testing.assert_array_equal(found[0, 0, -64:], matches[:64].astype(np.float32))
-    assert found[0, 1, -64:].all()
+def test_bits_say_which_sampled_rows_pass(shop: Snapshot, words: sets.Words) -> None:
+    buyer = shop.tables["public", "buyer"]
+    assert buyer.sample is not None
+    ages = set()
+    for bound in (10, 30, 60, 90):
+        found = made(words, 64).inputs(estimates(THREE.format(f"b.age > {bound}"), shop), [0b111])["tables"]
+        ages.add(found[0, 0, -64:].sum())
+        passing = sum(age > bound for age in buyer.sample.columns["age"] if isinstance(age, int)) / buyer.sample.size
+        assert found[0, 0, -64:].mean() == pytest.approx(passing, abs=0.2)
+        assert found[0, 1, -64:].all(), "no filter: every row passes"
+    assert len(ages) > 2
+    assert set(np.unique(found[0, 0, -64:])) == {0.0, 1.0}
+
+
+def test_a_row_has_the_same_bit_in_another_sample(shop: Snapshot, words: sets.Words) -> None:
+    """Rows that leave the sample, or come at another place, change no bit but their own."""
+    buyer = shop.tables["public", "buyer"]
+    assert buyer.sample is not None
+    order = np.random.default_rng(2).permutation(buyer.sample.size)[: buyer.sample.size - 20]
+    columns = {name: tuple(values[row] for row in order) for name, values in buyer.sample.columns.items()}
+    moved = replace(buyer, sample=replace(buyer.sample, size=len(order), columns=columns))
+    other = replace(shop, tables={**shop.tables, ("public", "buyer"): moved}, derived={})
+    one, two = (made(words, 64).inputs(estimates(THREE.format("b.age > 60"), it), [0b111]) for it in (shop, other))
+    assert (one["tables"][0, 0, -64:] != two["tables"][0, 0, -64:]).sum() <= 6
+
+
+def test_what_the_sample_cannot_judge_has_no_bits(shop: Snapshot, words: sets.Words) -> None:
+    place = made(words, 16).names["tables"].index("sampled")
+    for condition, judged in (("b.age > 60", 1.0), ("strange(b.age) > 60", 0.0)):
+        found = made(words, 16).inputs(estimates(THREE.format(condition), shop), [0b111])["tables"]
+        assert found[0, :, place].tolist() == [judged, 1.0, 1.0]
+        assert found[0, 0, -16:].any() == bool(judged)
+
+
+def test_training_sees_the_same_elements(shop: Snapshot, words: sets.Words) -> None:
+    query = estimates(THREE.format(TRAINED), shop)
+    masks = subplans.connected(query.block, query)
+    inputs = made(words, 16).inputs(query, masks)
+    for part, (rows, index) in made(words, 16).elements(query, masks).items():
+        again = np.vstack([np.zeros((1, rows.shape[1])), rows])[index]
+        if part == "tables":
+            again[:, :, made(words).native_place] = inputs[part][:, :, made(words).native_place]
+        np.testing.assert_array_equal(again, inputs[part])
+        np.testing.assert_array_equal(index > 0, inputs[f"{part}_mask"])
+    np.testing.assert_array_equal(
+        sets.native_logarithms(query, masks), inputs["tables"][:, 0, made(words).native_place]
+    )
 
 
 def test_no_sub_plans_and_no_predicates_have_shapes_too(shop: Snapshot, words: sets.Words) -> None:
     query = estimates(THREE.format("true"), shop)
     featurize = made(words)
-    assert featurize.inputs(query, [])["tables"].shape == (0, 1, 7)
+    assert featurize.inputs(query, [])["tables"].shape == (0, 1, 8)
     found = featurize.inputs(query, [0b111])
     assert found["predicates"].shape == (1, 1, 19)
     assert not found["predicates_mask"].any()

@@ -12,45 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.admin.app import create_app
 from proxy.admin.server import AdminServer
-from proxy.admin.source import ModelStatus, PlannerStatus, PlannerUnavailableError, Status
-from proxy.metrics import SUPERVISOR_METRICS, WORKER_METRICS, Counters
-
-
-class Instance:
-    """An ``AdminSource`` whose answers a test sets."""
-
-    def __init__(self) -> None:
-        counters = Counters()
-        counters.statements = 7
-        counters.pinned["listen"] += 2
-        for seconds in (0.0002, 0.003, 100.0):
-            counters.observe_latency(seconds)
-        self.totals = counters.snapshot()
-        self.ready = 2
-        self.responding = 2
-        self.draining = False
-        self.reachable = True
-        self.planner: PlannerStatus | None = None
-
-    def status(self) -> Status:
-        memory = {"supervisor": 1024}
-        return Status(2, 2, self.ready, self.responding, 3, self.draining, 1.5, self.totals, memory, self.planner)
-
-    async def fresh_status(self) -> Status:
-        return self.status()
-
-    async def upstream_reachable(self) -> bool:
-        return self.reachable
-
-    async def reload_models(self) -> tuple[ModelStatus, ...]:
-        if self.planner is None:
-            raise PlannerUnavailableError("steering is off")
-        return self.planner.models
-
-
-def client(instance: Instance, token: str = "") -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(create_app(instance, token))
-    return httpx.AsyncClient(transport=transport, base_url="http://admin")
+from proxy.admin.source import ModelStatus, PlannerStatus
+from proxy.metrics import SUPERVISOR_METRICS, WORKER_METRICS
+from tests.proxy.admin.instance import Instance, client
 
 
 async def test_metrics_are_what_prometheus_reads() -> None:

@@ -49,7 +49,7 @@ class ScriptedPlanner:
         for seen in (self.asks, self.observed, self.refused):
             seen.clear()
 
-    def steer(self, prefix: str = "", settings: dict[str, str] | None = None, **fields: str | float) -> None:
+    def steer(self, prefix: str = "", settings: dict[str, str] | None = None, **fields: str | float | bytes) -> None:
         """Gives every statement this advice."""
         pairs = tuple((name.encode(), value.encode()) for name, value in (settings or {}).items())
 

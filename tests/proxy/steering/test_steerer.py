@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
 
 import pytest
 
-from planner.messages import Answer
+from planner.messages import Answer, Changed, Observed
 from proxy.logs import Log
 from proxy.metrics import Counters
 from proxy.settings import ProxySettings
 from proxy.steering import LEAVE_ALONE, UNDECIDED
-from proxy.steering.steerer import SessionSteering, Steerer, _decision, _types
+from proxy.steering.steerer import LEVELS, SessionSteering, Steerer, _decision, _types
+from tests.proxy.wire.transcript import done, ready
 
 UPSTREAM = "postgresql://app@127.0.0.1:5432/shop"
 JOIN = b"select 1 from a join b using (x) join c using (y)"
 
 
-def steerer(**settings: Any) -> Steerer:
-    found = Steerer(
-        ProxySettings(upstream=UPSTREAM, planner_socket="/nowhere", auth="trust", **settings),
-        Counters(),
-        Log("test", "human", "error"),
-    )
+def settings(**wanted: Any) -> ProxySettings:
+    return ProxySettings(upstream=UPSTREAM, planner_socket="/nowhere", auth="trust", **wanted)
+
+
+def steerer(**wanted: Any) -> Steerer:
+    found = Steerer(settings(**wanted), Counters(), Log("test", "human", "error"))
     found.client.may_ask = lambda: True  # type: ignore[method-assign]
     return found
 
 
-def session(owner: Steerer, **settings: str) -> SessionSteering:
-    return SessionSteering(owner, "shop", "app", settings)
+def session(owner: Steerer, **start: str) -> SessionSteering:
+    return SessionSteering(owner, "shop", "app", start)
 
 
 def test_a_kind_never_seen_waits_when_it_joins_several_tables() -> None:
@@ -55,11 +57,11 @@ def test_a_cheap_kind_is_not_asked_about() -> None:
     owner = steerer()
     client = session(owner)
     assert client.query(JOIN + b" where z = 1") is UNDECIDED
-    client.done(0.001, failed=False)
+    client.done(0.001, b"")
     assert client.query(JOIN + b" where z = 2") is LEAVE_ALONE
     assert owner.counters.steering_reasons["cheap"] == 1
     for _ in range(20):  # it is measured all the same, and asked about once it is slow
-        client.done(0.5, failed=False)
+        client.done(0.5, b"")
         client.query(JOIN + b" where z = 3")
     assert client.query(JOIN + b" where z = 4") is UNDECIDED
 
@@ -71,14 +73,15 @@ def test_only_one_statement_alone_is_measured() -> None:
     assert known is not None
     client.bind(known, b"abc", 0, 3)
     client.bind(known, b"abd", 0, 3)
-    client.done(0.001, failed=False)
+    client.done(0.001, b"")
     assert known.template.runs == 0
     client.bind(known, b"abc", 0, 3)
-    client.done(0.001, failed=True)
+    client.failed(b"E\0\0\0\x20SERROR\0VERROR\0C22012\0")
+    client.done(0.001, b"")
     assert known.template.runs == 0
     client.bind(known, b"abc", 0, 3)
     client.waited = 0.02
-    client.done(0.5, failed=False)
+    client.done(0.5, b"")
     assert known.template.plain_ms == pytest.approx(480)
 
 
@@ -181,3 +184,137 @@ def test_answers_that_cannot_be_delivered() -> None:
 def test_types_of_parse() -> None:
     assert _types(struct.pack("!hII", 2, 23, 4_000_000_000)) == (23, 4_000_000_000)
     assert _types(b"\0\0") == _types(b"") == _types(b"\0\1\0") == _types(b"\xff\xff") == ()
+
+
+def advised(owner: Steerer, **fields: Any) -> SessionSteering:
+    """A session for whose statement `JOIN` there is advice in the cache."""
+    client = session(owner)
+    client.query(JOIN)
+    assert client.asking is not None
+    owner.cache.remember(client.asking.key, _decision(Answer(1, b"/*+ x */ ", **fields)))
+    client.done(1.0, b"")
+    return client
+
+
+@pytest.mark.parametrize(
+    ("mode", "share", "expected"),
+    [
+        ("on", 1.0, 1.0),
+        ("on", 0.9, 0.9),
+        ("on", 0.0, 0.0),
+        ("canary", 1.0, 0.2),
+        ("canary", 0.5, 0.1),
+        ("shadow", 1, 0),
+    ],
+)
+def test_a_share_of_the_executions(mode: str, share: float, expected: float) -> None:
+    owner = steerer()
+    client = advised(owner, share=share)
+    owner.configure(settings(mode=mode, canary_share=0.2))
+    steered = sum(client.query(JOIN) is not LEAVE_ALONE for _ in range(2000))
+    assert steered / 2000 == pytest.approx(expected, abs=0.05 if 0 < expected < 1 else 0)
+    assert owner.counters.steering_control == (0 if mode == "shadow" else 2000 - steered)
+
+
+def test_what_is_told_of_a_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = steerer()
+    client = advised(owner, query=b"key", arm="an_arm", model="m-1", budget_ms=50.0, share=1.0)
+    told: list[Observed] = []
+    monkeypatch.setattr(owner.client, "observe", told.append)
+    answer = done("SELECT 17") + ready()
+    # Steered.
+    client.delivered(client.query(JOIN))
+    client.done(0.03, answer)
+    # Stopped and run again.
+    client.delivered(client.query(JOIN))
+    client.failed(b"E...")
+    client.failed(b"")
+    time.sleep(0.01)
+    client.stopped()
+    client.done(0.05, answer)
+    # It could not be followed.
+    client.query(JOIN)
+    client.prevented("no_budget_possible_here")
+    client.done(0.03, done("COPY") + ready())
+    # It failed.
+    client.delivered(client.query(JOIN))
+    client.failed(b"E\0\0\0\x60SERROR\0VERROR\0C40001\0Mno\0")
+    client.done(0.03, ready())
+    # The die said that it is left alone.
+    monkeypatch.setattr("proxy.steering.steerer.random", lambda: 1.0)
+    owner.cache.remember(
+        next(iter(owner.cache._decisions)), _decision(Answer(1, b"x", share=0.9, query=b"key", arm="a"))
+    )
+    client.query(JOIN)
+    client.done(0.03, answer)
+    assert [(one.steered, one.control, one.failed, one.sqlstate, one.rows, one.arm, one.reason) for one in told] == [
+        (True, False, False, "", 17, "an_arm", ""),
+        (False, False, False, "", 17, "an_arm", "over_budget"),
+        (False, False, False, "", -1, "", "no_budget_possible_here"),
+        (True, False, True, "40001", -1, "an_arm", ""),
+        (False, True, False, "", 17, "a", "control"),
+    ]
+    assert [one.query for one in told] == [b"key"] * 5
+    assert told[1].stopped_ms >= 10
+    assert told[1].took_ms == pytest.approx(50 - told[1].stopped_ms)
+    assert told[0].text == JOIN
+
+
+def test_texts_are_told_of_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = steerer()
+    moment = 1000.0
+    monkeypatch.setattr("proxy.steering.steerer._now", lambda: moment)
+    assert sum(owner.may_sample() for _ in range(1000)) == 10
+    moment += 0.5
+    assert sum(owner.may_sample() for _ in range(1000)) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("select 1 from a join b using (x)", True),
+        ("(select 1 from a, b) union select 2", True),
+        ("with x as (select 1 from a, b) select * from x", True),
+        ("with x as (delete from a using b returning 1) select * from x", False),
+        ("select 1 into c from a, b", False),
+        ("select 1 from a, b for update", False),
+        ("select 1 from a, b for no key update of a", False),
+        ("select 1 from a, b for share", False),
+        ("select nextval('s') from a, b", False),
+        ("select pg_advisory_lock(1) from a, b", False),
+        ("select 'delete from a' from a, b", True),
+        ("explain analyze select 1 from a, b", False),
+        ("insert into c select 1 from a, b", False),
+    ],
+)
+def test_what_may_be_run_twice(text: str, expected: bool) -> None:
+    owner = steerer()
+    known = owner.cache.learn(text.encode(), b"")
+    assert known.template.repeatable is expected
+    answer = Answer(1, b"x", budget_ms=5.0, query=b"k")
+    decision = _decision(answer, repeatable=expected)
+    assert (decision.prefix, decision.budget_ms, decision.query) == (
+        (b"x", 5.0, b"k") if expected else (b"", 0.0, b"k")
+    )
+    answer.approved = True
+    decision = _decision(answer, repeatable=expected)
+    assert (decision.prefix, decision.budget_ms) == (b"x", 5.0 if expected else 0.0)
+
+
+def test_the_planner_can_only_lower_the_mode() -> None:
+    owner = steerer(mode="shadow")
+    for said, level in (("on", "shadow"), ("observe", "observe"), ("", "observe"), ("on", "shadow")):
+        owner._changed(Changed(1, said))
+        assert owner.level == LEVELS[level]
+
+
+def test_only_the_decisions_that_changed_are_forgotten() -> None:
+    owner = steerer()
+    cache = owner.cache
+    for number in range(4):
+        cache.remember((1, b"text", b"", bytes([number])), _decision(Answer(1, b"x", query=bytes([number % 2]))))
+    owner._changed(Changed(1, queries=(b"\1", b"\7")))
+    assert [key[3] for key in cache._decisions] == [b"\0", b"\2"]
+    owner._changed(Changed(2))
+    assert len(cache) == 0
+    assert cache.size == 0

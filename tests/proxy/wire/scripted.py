@@ -18,6 +18,8 @@ class ScriptedSteering:
         self.settings: dict[bytes, bytes] = {}
         self.steered: list[Decision] = []
         self.reasons: list[str] = []
+        self.stops = 0
+        self.errors: list[bytes] = []
         self.refusals: list[tuple[bytes, bytes, bool]] = []
 
     def query(self, text: bytes) -> Decision:
@@ -40,6 +42,15 @@ class ScriptedSteering:
 
     def prevented(self, reason: str) -> None:
         self.reasons.append(reason)
+
+    def stopped(self) -> None:
+        self.stops += 1
+
+    def failed(self, error: bytes) -> None:
+        if error:
+            self.errors.append(error)
+        else:
+            self.errors.pop()
 
     def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:
         self.refusals.append((text, sqlstate, again))

@@ -185,7 +185,7 @@ def test_refused_and_sent_once_more() -> None:
     talk.client(query("a join b"), becomes=[query("/* x */ a join b")])
     talk.server(error("42601", 3), ready(), becomes=[]).busy()
     assert talk.talk.again == query("a join b")
-    talk.talk.again = b""
+    talk.talk.again = None
     talk.server(say.COLUMNS, row(b"1"), done(), ready()).idle()
     assert steering.refusals == [(b"a join b", b"42601", True)]
 
@@ -198,6 +198,7 @@ def test_refused_and_sent_once_more() -> None:
         ([bind(), execute(), SYNC], True),
         ([bind(), describe("", b"P"), say.FLUSH, execute(), close("", b"P"), SYNC], True),
         ([bind(), describe("s"), execute(), SYNC], False),
+        ([bind(), execute(), close("s"), SYNC], False),
         ([bind(), close("", b"P"), execute(), SYNC], False),
         ([bind(), execute()], False),
         ([bind(), SYNC], False),

@@ -1,0 +1,1 @@
+"""Verified plan memory: what was measured to win is replayed, what lost is not tried again."""

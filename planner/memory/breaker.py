@@ -1,0 +1,129 @@
+"""A circuit breaker for advice: too much that lost, and its source is off for a while; then it is tried again.
+
+Two breakers for each model, and one over everything. Closed: outcomes are counted in a sliding window. Open: nothing is
+used of that source. Half-open, after a pause: a few outcomes decide whether it closes, or opens for twice as long.
+
+An *outcome* is good (an arm was approved or confirmed) or bad (a trial lost, or an arm in use was withdrawn). A trial
+that only showed no gain is neither: most trials do, and nobody was hurt.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Final
+
+WINDOW: Final = 40
+MAX_BREAKERS: Final = 64
+HALF_OPEN_OUTCOMES: Final = 4
+HALF_OPEN_BAD: Final = 2
+FIRST_PAUSE_S: Final = 600.0
+MOST_PAUSE_S: Final = 86_400.0
+EVERYTHING: Final = "*"
+"""The breaker over all steering, counting only withdrawals of what was in use."""
+
+
+class Position(enum.StrEnum):
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """A breaker changed its position."""
+
+    source: str
+    position: Position
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Opens at ``bad`` bad outcomes of the latest `WINDOW` if they are at least ``share`` of them."""
+
+    bad: int
+    share: float
+
+
+OF_A_MODEL: Final = Limit(8, 0.6)
+OF_EVERYTHING: Final = Limit(8, 0.5)
+
+
+class Breaker:
+    """Times are seconds of any clock that does not go back."""
+
+    __slots__ = ("_limit", "_opened", "_outcomes", "_pause", "position", "source")
+
+    def __init__(self, source: str, limit: Limit) -> None:
+        self.source = source
+        self.position = Position.CLOSED
+        self._limit = limit
+        self._outcomes: deque[bool] = deque(maxlen=WINDOW)
+        self._opened = 0.0
+        self._pause = FIRST_PAUSE_S
+
+    def allows(self, now: float) -> bool:
+        """Whether its source may be used; an open one turns half-open when its pause is over."""
+        if self.position is Position.OPEN and now - self._opened >= self._pause:
+            self.position = Position.HALF_OPEN
+            self._outcomes.clear()
+        return self.position is not Position.OPEN
+
+    def count(self, *, good: bool, now: float) -> Trip | None:
+        """One outcome; what it changed."""
+        self._outcomes.append(good)
+        bad = self._outcomes.count(False)
+        size = len(self._outcomes)
+        match self.position:
+            case Position.CLOSED if bad >= self._limit.bad and bad >= self._limit.share * size:
+                return self._open(f"{bad} of the latest {size} outcomes were bad", now, FIRST_PAUSE_S)
+            case Position.HALF_OPEN if bad >= HALF_OPEN_BAD:
+                return self._open(f"{bad} bad outcomes on trial", now, min(self._pause * 2, MOST_PAUSE_S))
+            case Position.HALF_OPEN if size >= HALF_OPEN_OUTCOMES:
+                self.position = Position.CLOSED
+                return Trip(self.source, Position.CLOSED, f"{size - bad} of {size} outcomes on trial were good")
+        return None
+
+    def _open(self, why: str, now: float, pause: float) -> Trip:
+        self.position, self._opened, self._pause = Position.OPEN, now, pause
+        self._outcomes.clear()
+        return Trip(self.source, Position.OPEN, f"{why}; off for {pause:.0f} s")
+
+
+class Breakers:
+    """One over everything, and for each model seen lately one for its trials and one for what is in use of it: a model
+    that mostly loses is not tried any more, but what was verified of it goes on."""
+
+    __slots__ = ("_everything", "_models")
+
+    def __init__(self) -> None:
+        self._everything = Breaker(EVERYTHING, OF_EVERYTHING)
+        self._models: OrderedDict[tuple[str, bool], Breaker] = OrderedDict()
+
+    def allows(self, model: str, now: float, *, in_use: bool = False) -> bool:
+        """Whether advice of ``model`` ("" for the portfolio's) may be tried, or go on being used where it was
+        approved."""
+        if not self._everything.allows(now):
+            return False
+        kinds = (True,) if in_use else (True, False)
+        return all(found.allows(now) for kind in kinds if (found := self._models.get((model, kind))) is not None)
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The sources that are off, wholly or for trials."""
+        every = (self._everything, *self._models.values())
+        return tuple(dict.fromkeys(one.source for one in every if one.position is Position.OPEN))
+
+    def count(self, model: str, now: float, *, good: bool, in_use: bool) -> list[Trip]:
+        """One outcome; ``in_use``: of an arm that was approved, which counts for everything too."""
+        trips = [self._everything.count(good=good, now=now)] if in_use else []
+        if model:
+            key = (model, in_use)
+            breaker = self._models.setdefault(key, Breaker(model, OF_A_MODEL))
+            self._models.move_to_end(key)
+            if len(self._models) > MAX_BREAKERS:
+                self._models.popitem(last=False)
+            trips.append(breaker.count(good=good, now=now))
+        return [trip for trip in trips if trip is not None]

@@ -1,0 +1,1 @@
+"""Alembic's scripts; `planner.memory.store.schema` runs them."""

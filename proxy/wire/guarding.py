@@ -1,0 +1,46 @@
+"""The read-only guard, message by message.
+
+What it refuses is replaced by something that the server cannot accept either, so that the error comes in its place in
+the order and leaves the transaction as an error does; then its text is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from proxy.wire.frames import FUNCTION_CALL, PARSE, QUERY, ProtocolViolation
+from proxy.wire.messages import error_response, message
+
+# A read-only session's statements are looked at whole; longer ones are refused.
+LIMIT: Final = 1024 * 1024
+REFUSAL: Final = error_response(
+    "25006",
+    "this session is read-only and must stay so",
+    severity="ERROR",
+    hint="The proxy's read_only setting is on for this listener or user.",
+)
+_UNACCEPTABLE: Final = b"refused by the read-only guard"
+_SET_CONFIG_OID: Final = (2078).to_bytes(4, "big")
+
+
+def forbidden(guard: Callable[[bytes], bool], kind: int, data: bytes, pos: int, end: int) -> bool:
+    """Whether this message must not get to the server; ``guard`` says it of a text. Raises `ProtocolViolation` for a
+    statement that is too long to be looked at."""
+    if kind == FUNCTION_CALL:
+        return data[pos + 5 : pos + 9] == _SET_CONFIG_OID
+    if kind not in (QUERY, PARSE):
+        return False
+    if end - pos > LIMIT:
+        raise ProtocolViolation(f"a statement longer than {LIMIT} bytes is refused in a read-only session")
+    start = pos + 5 if kind == QUERY else data.find(0, pos + 5, end) + 1
+    stop = data.find(0, start, end)
+    return start > 0 and stop >= 0 and guard(data[start:stop])  # no server reads a text that has no end
+
+
+def in_place_of(kind: int, data: bytes, pos: int, end: int) -> bytes:
+    """A message that the server refuses in the place of this one."""
+    if kind == PARSE:
+        name = data[pos + 5 : data.find(0, pos + 5, end) + 1]  # `forbidden` has found its end
+        return message(b"P", name + _UNACCEPTABLE + b"\0\0\0")
+    return message(b"Q", _UNACCEPTABLE + b"\0")

@@ -1,0 +1,56 @@
+"""Circuit breakers: open on losses, half-open after a pause, closed by good outcomes, one source apart from another."""
+
+from __future__ import annotations
+
+from planner.memory.breaker import EVERYTHING, FIRST_PAUSE_S, MAX_BREAKERS, OF_A_MODEL, Breaker, Breakers, Position
+
+
+def lose(breakers: Breakers, model: str, times: int, now: float = 0.0, *, in_use: bool = False) -> list[str]:
+    trips = [trip for _ in range(times) for trip in breakers.count(model, now, good=False, in_use=in_use)]
+    return [trip.source for trip in trips]
+
+
+def test_a_model_that_loses_is_off_and_comes_back_on_trial() -> None:
+    breakers = Breakers()
+    assert lose(breakers, "bad-1", OF_A_MODEL.bad - 1) == []
+    assert breakers.allows("bad-1", 0.0)
+    assert lose(breakers, "bad-1", 1) == ["bad-1"]
+    assert not breakers.allows("bad-1", FIRST_PAUSE_S - 1)
+    assert breakers.allows("good-1", 0.0)
+    assert breakers.allows("", 0.0)
+    assert breakers.open == ("bad-1",)
+    # What was verified of it goes on.
+    assert breakers.allows("bad-1", 0.0, in_use=True)
+    assert breakers.allows("bad-1", FIRST_PAUSE_S)
+    # Still bad: off for twice as long.
+    assert lose(breakers, "bad-1", 2, FIRST_PAUSE_S) == ["bad-1"]
+    assert not breakers.allows("bad-1", 3 * FIRST_PAUSE_S - 1)
+    assert breakers.allows("bad-1", 3 * FIRST_PAUSE_S)
+    closed = [
+        trip.position for _ in range(4) for trip in breakers.count("bad-1", 3 * FIRST_PAUSE_S, good=True, in_use=False)
+    ]
+    assert closed == [Position.CLOSED]
+
+
+def test_a_model_that_is_mostly_right_stays_on() -> None:
+    breaker = Breaker("fair-1", OF_A_MODEL)
+    for _ in range(50):
+        assert breaker.count(good=False, now=0.0) is None
+        assert breaker.count(good=True, now=0.0) is None
+    assert breaker.position is Position.CLOSED
+
+
+def test_withdrawals_turn_everything_off() -> None:
+    breakers = Breakers()
+    lost = [source for number in range(8) for source in lose(breakers, f"m-{number}", 1, in_use=True)]
+    assert lost == [EVERYTHING]
+    assert EVERYTHING in breakers.open
+    assert not breakers.allows("", 1.0)
+    assert not breakers.allows("m-0", 1.0)
+
+
+def test_models_are_bounded() -> None:
+    breakers = Breakers()
+    for number in range(MAX_BREAKERS * 2):
+        lose(breakers, f"m-{number}", OF_A_MODEL.bad)
+    assert len(breakers.open) == MAX_BREAKERS
