@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks.ratios import Verdict
 from benchmarks.report import machine, show_verdicts
-from pilotwire.demo.measure import SLACK_MS
+from training.evaluate.measure import SLACK_MS
 
 DIRECT: Final = "direct"
 STEERED: Final = "steered"

@@ -227,7 +227,7 @@ async def measure(
     """Every query in all kinds."""
     truth = Truth()
     if plan.truth:
-        labels = (plan.labels or work) / f"steer-{data.name}.truth.jsonl"
+        labels = (plan.labels or work) / f"steer-{data.name}.truth"
         truth = await find_truth(direct, models, data, labels, plan.truth, report)
     found.sub_plans, found.uncounted = truth.sub_plans, truth.missing
     async with contextlib.AsyncExitStack() as stack:

@@ -15,7 +15,7 @@ from rich.text import Text
 from benchmarks.ratios import Verdict
 from benchmarks.report import machine, show_verdicts
 from benchmarks.steer_truth import SubPlan, q_errors
-from pilotwire.demo.measure import SLACK_MS, Series, Summary, summarise
+from training.evaluate.measure import SLACK_MS, Series, Summary, summarise
 
 KINDS: Final = ("direct", "plain", "steered", "true rows")
 """PostgreSQL itself; through the proxy with steering off; steered; PostgreSQL itself with the true rows in hints."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.steer_sets import DataSet, Query
-from pilotwire.demo.measure import percentile
 from planner.advice import Advice, RowsAdvice
 from planner.dialects import hint_plan
 from planner.estimates import BlockEstimates
@@ -23,6 +22,7 @@ from planner.resolve import resolve
 from planner.sql import read
 from planner.subplans import connected, join_pairs
 from training.counting import BlockCounts, Count, selects, source_of
+from training.evaluate.measure import percentile
 from training.labels import Labeller, digest
 from training.training_set import TrainingSet
 

@@ -50,7 +50,8 @@ class StoreError(Exception):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one file. ``step`` is a stable label: the check that refused it (see `model_runtime.verdict`),
-    "" for a file that is good, ``removed``, or ``store`` for trouble with the folder itself (``file`` is "")."""
+    "" for a file that is good, ``removed``, or ``store`` for trouble with the folder itself (``file`` is "").
+    ``seconds`` is what checking took."""
 
     file: str
     accepted: bool
@@ -60,6 +61,7 @@ class Outcome:
     kind: str = ""
     step: str = ""
     at: float = field(default_factory=time.time)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class ModelStore:
         self.folder = Path(folder)
         self.limits = limits or Limits()
         self.generation = 0
+        self.load_seconds = 0.0
+        """What it took to load and warm the model that took over last."""
         self._on_event = on_event
         self._on_swap = on_swap
         self._memory = Memory(self.folder, self.limits, record=record)
@@ -332,20 +336,22 @@ class ModelStore:
         if file.good is not None and content.sha256 == file.good.sha256 and self._begun_with(content.sha256):
             file.refused = None
             return
+        begun = time.monotonic()
         verdict = self._verdict(content)
+        took = time.monotonic() - begun
         title, version, kind = _named(verdict)
         if not verdict.good:
             if file.good is not None and file.good.sha256 == content.sha256:
                 # It passed in an earlier life of the store, under other libraries or limits.
                 file.good = None
-            bad = Outcome(name, False, verdict.reason, title, version, kind, verdict.failed)
+            bad = Outcome(name, False, verdict.reason, title, version, kind, verdict.failed, seconds=took)
             file.refused = self._say(bad)
             return
         arrived = self._arrival(name, content.sha256)
         file.good, file.refused = Seen(content.sha256, kind, title, version, arrived), None
         # Files come oldest first: the last of a kind is the one that will be loaded.
         self._fresh[kind] = content
-        self._say(Outcome(name, True, "", title, version, kind))
+        self._say(Outcome(name, True, "", title, version, kind, seconds=took))
 
     def _begun_with(self, sha256: str) -> bool:
         """That content was checked by this process."""
@@ -438,7 +444,10 @@ class ModelStore:
         try:
             if content is None:
                 raise Refused("read", "its content is gone")
-            model = bundle.admit(content, self._verdict(content), self.limits)
+            verdict = self._verdict(content)
+            begun = time.monotonic()
+            model = bundle.admit(content, verdict, self.limits)
+            self.load_seconds = time.monotonic() - begun
             if model.kind != kind:
                 raise Refused("manifest", f"it is a {model.kind} model")
         except Refused as error:

@@ -35,7 +35,7 @@ from proxy.admin.source import (
     Status,
     UnavailableError,
 )
-from proxy.console_db.answering import answer
+from proxy.console_db import answering
 from proxy.console_db.tables import Cell, Paused
 from proxy.control import ControlLostError, Message
 from proxy.settings import ProxySettings, docs
@@ -49,7 +49,14 @@ MAX_KEPT_FILES: Final = 100
 PRELOADED_SECONDS: Final = 86_400.0
 """How old latencies may be that are still shown as the last of a model."""
 SETTABLE: Final = frozenset(
-    {"Pooling", "Steering", "Evidence and guardrails", "Models and the planner process", "Stopping and guarding", "Logging"}
+    {
+        "Pooling",
+        "Steering",
+        "Evidence and guardrails",
+        "Models and the planner process",
+        "Stopping and guarding",
+        "Logging",
+    }
 )
 """Groups of settings that SET may change: none that says who may log in, or what is kept or shown of the data."""
 NOT_SETTABLE: Final = frozenset({"read_only_users", "log_literals", "log_debug_wire"})
@@ -204,7 +211,7 @@ class AdminView:
 
     async def console(self, request: Message) -> Message:
         """Answers a command of the administration database; see `proxy.console_db.answering`."""
-        return await answer(self, request, version("pilotwire"))
+        return await answering.answer(self, request, version("pilotwire"))
 
     @property
     def paused(self) -> Paused:

@@ -360,7 +360,7 @@ def _console() -> Console:
 
     console = Console(highlight=False, markup=False)
     # Without a terminal rich would cut lines at 80 columns: a file or a pipe gets them whole.
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, markup=False, width=10_000)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, markup=False, width=200)
 
 
 def _middle(values: Sequence[float]) -> float | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import time
@@ -243,14 +242,9 @@ def _say(line: str) -> None:
 
 def _folder(state: Path | None) -> Path:
     """The state folder; beside the store's by default."""
-    if state is not None:
-        return state
-    given = os.environ.get("PILOTWIRE_STATE_DIR")
-    if given:
-        return Path(given) / "trainer"
-    if os.geteuid() == 0:
-        return Path("/var/lib/pilotwire/trainer")
-    return Path.home() / ".local" / "state" / "pilotwire" / "trainer"
+    from proxy.settings_store import state_folder
+
+    return state if state is not None else state_folder() / "trainer"
 
 
 def _store(url: str, queries: Path | None) -> str:

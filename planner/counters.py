@@ -14,6 +14,8 @@ from typing import Final
 
 BOUNDS: Final[tuple[float, ...]] = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0)
 """Upper bounds of the histograms' buckets in seconds."""
+LOAD_BOUNDS: Final[tuple[float, ...]] = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""The same for what is done to a model's file."""
 MAX_LABELS: Final = 40
 _KEYS: Final = tuple(str(bound) for bound in (*BOUNDS, "+Inf"))
 
@@ -37,6 +39,14 @@ class Counters:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
             self._counts[f"{name}_sum"] = self._counts.get(f"{name}_sum", 0) + seconds
+
+    def observe_in(self, name: str, value: float, bounds: tuple[float, ...]) -> None:
+        """Counts a value in the histogram ``name`` with buckets of its own."""
+        place = bisect_left(bounds, value)
+        key = f"{name}{{{bounds[place] if place < len(bounds) else '+Inf'}}}"
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
+            self._counts[f"{name}_sum"] = self._counts.get(f"{name}_sum", 0) + value
 
     def observe_model(self, model: str, seconds: float) -> None:
         """Counts one run of a model under its ``name-version``, for quantiles."""

@@ -20,6 +20,7 @@ from typing import Final
 from model_runtime.runner import Model
 from model_runtime.store import ModelStore
 from planner import values
+from planner.accuracy import Accuracy
 from planner.advise import Models, Options, Statement, decide, look
 from planner.blackbox import Recorder, digest
 from planner.control import Limits
@@ -70,6 +71,7 @@ class Engine:
         self._store = store
         self.weighing = Weighing(memory, counters, verify) if memory is not None else None
         self._counters = counters
+        self._accuracy = Accuracy(counters)
         self._recorder = recorder
         self._quarantine = frozenset(quarantine)
         self._lock = threading.Lock()
@@ -149,6 +151,8 @@ class Engine:
             return
         if self.weighing is not None and message.query:
             self._weigh_run(message, self.weighing.memory)
+            if not message.failed:
+                self._accuracy.observed(message.query.hex(), message.rows)
         if message.steered or message.failed:
             return
         key = (message.database, message.template)
@@ -286,6 +290,8 @@ class Engine:
             types = _types(ask, statement)
             considered = weighing.consider(ask, statement, snapshot, path, types, explains=explains)
         found = considered
+        assert statement.resolved is not None
+        graph = statement.resolved.graph
 
         def compute() -> tuple[Candidate, ...]:
             made, found.estimated_ms = candidates(
@@ -297,6 +303,7 @@ class Engine:
                 # What is asked about here was measured to be slow, whatever it is estimated.
                 options=Options(observe=self._observe_model),
                 failed=lambda error: self._counters.add("planner_failures", type(error).__name__),
+                decided=lambda outcome: self._accuracy.decided(found.facts.key, graph, outcome),
             )
             return made
 

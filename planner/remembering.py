@@ -9,7 +9,8 @@ happened.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from planner.control import Keeping, Limits
@@ -18,7 +19,7 @@ from planner.memory.evidence import Rules
 from planner.memory.guard import Policy
 from planner.memory.keys import canonical_params
 from planner.memory.memory import Memory
-from planner.memory.records import Execution, LedgerEntry
+from planner.memory.records import ArmRecord, Execution, HistoryPoint, LedgerEntry, QueryRecord
 from planner.memory.store import Changes, Retention, StoreError
 from planner.memory.store.rows import Record
 from planner.memory.store.writer import Writer
@@ -29,6 +30,14 @@ TURN_SECONDS: Final = 0.1
 INTERVAL_SECONDS: Final = 0.2
 """Between two transactions. With the tenth of a second here and the half in which workers collect what they tell,
 less than a second of observations is ever in memory only."""
+WRITTEN: Final[Mapping[type, str]] = {
+    QueryRecord: "query",
+    ArmRecord: "arm",
+    LedgerEntry: "ledger",
+    Execution: "execution",
+    HistoryPoint: "history",
+}
+"""What kinds of records are called in the metrics."""
 MAX_SAMPLE_TEXT: Final = 65_536
 CLOSE_SECONDS: Final = 2.0
 
@@ -124,6 +133,8 @@ class Remembering:
 
     def _on_committed(self, records: list[Record]) -> None:
         self._failing = False
+        for kind, count in Counter(type(record) for record in records).items():
+            self._counters.add("store_written", WRITTEN[kind], count)
         if self._memory is not None:
             self._memory.committed(records)
 

@@ -37,7 +37,7 @@ from planner.advise import Models
 from planner.blackbox import Recorder
 from planner.catalogs import Catalogs, connector
 from planner.control import Control, Event, Limits, ModelState, Poll, Ready, Refuse, Reload, Reloaded, Report, Start
-from planner.counters import Counters
+from planner.counters import LOAD_BOUNDS, Counters
 from planner.engine import Engine
 from planner.lanes import STALE_SECONDS, Job, Lanes
 from planner.memory.memory import Memory
@@ -244,6 +244,8 @@ class Service:
         """In the thread that looks at the folder."""
         removed = outcome.step == "removed"
         self._counters.add("planner_models", "accepted" if outcome.accepted else outcome.step)
+        if outcome.seconds:
+            self._counters.observe_in("model_check", outcome.seconds, LOAD_BOUNDS)
         level = "info" if outcome.accepted or removed else "error"
         name = "model_loaded" if outcome.accepted else "model_removed" if removed else "model_refused"
         self._loop.call_soon_threadsafe(
@@ -254,6 +256,9 @@ class Service:
 
     def _on_swap(self, kind: str, model: Any) -> None:
         label = model.label if model is not None else "none"
+        self._counters.add("model_swaps", kind)
+        if model is not None and self._store is not None:
+            self._counters.observe_in("model_load", self._store.load_seconds, LOAD_BOUNDS)
 
         def swapped() -> None:
             self._event("model_serves", "info", kind=kind, model=label)

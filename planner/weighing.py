@@ -237,9 +237,11 @@ def candidates(
     prepared: bool,
     options: Options,
     failed: Callable[[Exception], None],
+    decided: Callable[[Outcome], None] = lambda outcome: None,
 ) -> tuple[tuple[Candidate, ...], float]:
     """All arms of a statement in the order in which they are to be tried, and its rough time without advice. A model
-    that fails is reported by ``failed`` and left out: the portfolio needs none."""
+    that fails is reported by ``failed`` and left out: the portfolio needs none. What each of them says is told to
+    ``decided``."""
     found: dict[str, Candidate] = {}
     estimated = 0.0
     for one in (Models(cardinality=models.cardinality), Models(hints=models.hints)):
@@ -250,6 +252,7 @@ def candidates(
         except Exception as error:
             failed(error)
             continue
+        decided(outcome)
         estimated = max(estimated, outcome.estimated_ms)
         if not outcome.reason and not render(outcome.advice, snapshot.capabilities).empty:
             found.setdefault(outcome.arm, _of_model(outcome))

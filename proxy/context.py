@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from importlib.metadata import version
 from typing import Any, Final, Protocol, TypeVar
 
-from proxy import clients
+from proxy import clients, pool_gauges
 from proxy.auth import Authenticator
 from proxy.clients import Sessions, state_of
 from proxy.console_db import servers
@@ -23,15 +23,18 @@ from proxy.login import Credential, Login
 from proxy.logs import Log
 from proxy.metrics import Counters
 from proxy.pausing import Pauses
+from proxy.pool_gauges import pool_name
 from proxy.readonly import lifts_read_only
 from proxy.relay import RelaySession
 from proxy.reuse import ReusingSession
 from proxy.session import DedicatedSession, PooledSession, RelayedTalk, new_secret
 from proxy.session_base import SHUTDOWN, Session
 from proxy.settings import ProxySettings
+from proxy.slow_log import slow_statement
 from proxy.steering import LeaveAlone, Steering
 from proxy.steering.steerer import SessionSteering, Steerer
 from proxy.tls import TlsContexts
+from proxy.tracing import Tracer, available
 from proxy.upstream import takeover
 from proxy.upstream.backend import Backend
 from proxy.upstream.cancel import Address, send_cancel
@@ -51,6 +54,7 @@ NOT_ALLOWED: Final = error_response(
 )
 TOO_MANY_CONSOLES: Final = error_response("53300", "too many clients of the administration database already")
 _SWEEP_SECONDS: Final = 1.0
+_PROBE_SECONDS: Final = 0.1
 _OUR_KEY: Final = 0x4000_0000  # set in the process ids we make up; real ones are far below
 _MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently used unused ones go first
 # How long a cancel request waits for a query of the proxy's own, and how often it looks.
@@ -104,6 +108,7 @@ class WorkerContext:
         self.sessions = Sessions()
         self.consoles: set[ConsoleSession] = set()
         self.pauses = Pauses()
+        self.tracer: Tracer | None = None
         self.draining = False
         self.slow_ms = _slow_limit(settings)
         self.cancel_router: Callable[[int, bytes], Awaitable[None]] | None = None
@@ -113,6 +118,7 @@ class WorkerContext:
         self._openers: OrderedDict[tuple[str, str, Credential], Opener] = OrderedDict()
         self._pools: OrderedDict[tuple[str, str, Credential, tuple[tuple[str, str], ...]], BackendPool] = OrderedDict()
         self._keys: dict[int, Session | ConsoleSession] = {}
+        self._clients: dict[str, int] = {}  # by pool, as the metrics name it
         self._serial = 0
         self._cancels = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -121,9 +127,19 @@ class WorkerContext:
     async def start(self) -> None:
         """Reads users and begins to keep house. Raises on users files and queries that cannot be used."""
         await self.authenticator.start()
+        if self.settings.otel_endpoint:
+            self.tracer = self._make_tracer()
         self.spawn(self._sweep())
+        self.spawn(self._probe())
         if self.steerer is not None:
             self.spawn(self.steerer.client.run())
+
+    def _make_tracer(self) -> Tracer:
+        settings = self.settings
+        if not available():
+            raise ValueError("otel_endpoint needs the OpenTelemetry packages: install pilotwire[otel]")
+        literals, share = settings.log_literals, settings.otel_share
+        return Tracer(settings.otel_endpoint, share, literals=literals, worker=self.worker_id, log=self.log)
 
     def _upstream_tls(self) -> ssl.SSLContext | str | None:
         """How asyncpg is to encrypt: our context where TLS is demanded, else the name of the mode."""
@@ -141,6 +157,13 @@ class WorkerContext:
             now = time.monotonic()
             for pool in self._pools.values():
                 pool.sweep(now)
+
+    async def _probe(self) -> None:
+        """Has the time measured that this process spends on a piece of a client's or a server's stream, now and then:
+        two clock readings for each piece would cost more than they tell."""
+        while True:
+            await asyncio.sleep(_PROBE_SECONDS)
+            self.counters.probe_client = self.counters.probe_server = True
 
     # ------------------------------------------------------------------ sessions
 
@@ -197,6 +220,8 @@ class WorkerContext:
         self.sessions.add(session)
         self.counters.clients_total += 1
         self.counters.clients_current += 1
+        pool = pool_name(session.login.user, session.login.database)
+        self._clients[pool] = self._clients.get(pool, 0) + 1
 
     def conversation(self, login: Login) -> Conversation:
         if login.replication is not None:
@@ -257,6 +282,10 @@ class WorkerContext:
         if session.key[0]:
             self._keys.pop(session.key[0], None)
         self.counters.clients_current -= 1
+        pool = pool_name(session.login.user, session.login.database)
+        self._clients[pool] -= 1
+        if not self._clients[pool]:
+            del self._clients[pool]
         if self.settings.log_connections:
             login = session.login
             self.log.event(
@@ -270,15 +299,9 @@ class WorkerContext:
         if not self.sessions:
             self._emptied.set()
 
-    def log_slow(self, login: Login, seconds: float) -> None:
-        self.log.event(
-            "slow_statement",
-            level="warning",
-            user=login.user,
-            database=login.database,
-            peer=login.peer,
-            ms=round(seconds * 1000, 1),
-        )
+    def log_slow(self, session: Session, seconds: float) -> None:
+        """One line for a batch that took longer than log_slow_ms, before steering has forgotten what it decided."""
+        self.log.event("slow_statement", level="warning", **slow_statement(session, seconds))
 
     # ------------------------------------------------------------------ pools
 
@@ -312,6 +335,16 @@ class WorkerContext:
     def pools(self) -> list[dict[str, Any]]:
         """The pools of this worker, for a person; see `proxy.clients.pools`."""
         return clients.pools(self.sessions, [*self._pools.values()], self.settings.pool_mode)
+
+    def snapshot(self) -> dict[str, float]:
+        """All that is counted here, as it is now."""
+        self.counters.log_lines_dropped = self.log.dropped
+        pool_gauges.fill(self.counters, self._clients, self._pools.values())
+        if self.tracer is not None:
+            self.counters.trace_spans.update(
+                exported=self.tracer.exported, dropped=self.tracer.dropped, failed=self.tracer.failed
+            )
+        return self.counters.snapshot()
 
     def servers(self) -> list[dict[str, Any]]:
         """The server connections of this worker; see `proxy.console_db.servers`."""
@@ -498,6 +531,8 @@ class WorkerContext:
         """Puts new settings in place; connections that exist keep what they were opened with."""
         self.settings = settings
         self.slow_ms = _slow_limit(settings)
+        if self.tracer is not None:
+            self.tracer.share, self.tracer.literals = settings.otel_share, settings.log_literals
         for session in self.sessions:
             if isinstance(session, Session):
                 session.slow_ms = self.slow_ms

@@ -41,6 +41,21 @@ LATENCY_BOUNDS: Final[tuple[float, ...]] = (
 )
 """Upper bounds of the latency buckets in seconds; what is slower falls into the last, open one."""
 
+WIRE_BOUNDS: Final[tuple[float, ...]] = (
+    0.000005,
+    0.00001,
+    0.000025,
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.01,
+    0.05,
+)
+WAIT_BOUNDS: Final[tuple[float, ...]] = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
+
 MAX_LABELS: Final = 32
 """Values one label may take before further ones are counted under ``other``."""
 
@@ -62,12 +77,23 @@ class Metric:
     values: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A histogram as it is exposed: ``name`` without ``pilotwire_``, ``attribute`` of the snapshot keys, upper bounds
+    in seconds (or plain factors, where the name says no unit)."""
+
+    name: str
+    attribute: str
+    help: str
+    bounds: tuple[float, ...]
+
+
 def _counter(attribute: str, text: str, label: str = "", values: tuple[str, ...] = (), name: str = "") -> Metric:
     return Metric(attribute, "counter", name or attribute, text, label, values)
 
 
-def _gauge(attribute: str, text: str, name: str = "") -> Metric:
-    return Metric(attribute, "gauge", name or attribute, text)
+def _gauge(attribute: str, text: str, name: str = "", label: str = "") -> Metric:
+    return Metric(attribute, "gauge", name or attribute, text, label)
 
 
 WORKER_METRICS: Final[tuple[Metric, ...]] = (
@@ -92,6 +118,10 @@ WORKER_METRICS: Final[tuple[Metric, ...]] = (
     _counter("backends_closed", "Server connections closed."),
     _gauge("backends_current", "Server connections open now."),
     _gauge("pool_waiting", "Clients waiting for a server connection now."),
+    _gauge("pool_clients", "Clients connected now, by user@database.", label="pool"),
+    _gauge("pool_servers", "Server connections of a shared pool now, by user@database.", label="pool"),
+    _gauge("pool_limit", "Server connections that a shared pool may have, by user@database.", label="pool"),
+    _gauge("pool_queue", "Clients waiting for a server connection now, by user@database.", label="pool"),
     _counter("pool_wait_seconds_sum", "Time clients waited for a server connection.", name="pool_wait_seconds"),
     _counter("pool_wait_seconds_count", "Times a client had to wait for a server connection.", name="pool_waits"),
     _counter("pool_wait_timeouts", "Clients refused because queue_timeout passed."),
@@ -102,6 +132,9 @@ WORKER_METRICS: Final[tuple[Metric, ...]] = (
     _counter("statements_reprepared", "Prepared statements prepared once more on another server connection."),
     _counter("steering_left_alone", "Statements that steering left as they were."),
     _counter("steering_steered", "Statements that went on with advice."),
+    _counter("steering_models", "Statements that went on with advice, by model and version.", "model"),
+    _counter("steering_arms", "Statements that went on with advice, by the kind of advice.", "arm"),
+    _counter("steering_dialects", "Statements that went on with advice, by how it was written.", "dialect"),
     _counter("steering_reasons", "Statements that join tables and were left alone, by reason.", "reason"),
     _counter("steering_waited", "Statements that waited for advice."),
     _counter("steering_wait_seconds", "Time that statements waited for advice."),
@@ -112,7 +145,7 @@ WORKER_METRICS: Final[tuple[Metric, ...]] = (
     _counter("steering_run_again", "Refused statements that were run again as the client sent them."),
     _counter("steering_control", "Statements left alone for comparison though there was advice."),
     _counter("steering_stopped", "Steered statements that went over their budget and were run again unsteered."),
-    _counter("steering_stops_failed", "Steered statements over their budget that could not be cancelled."),
+    _counter("steering_stops_failed", "Cancel requests for statements over their budget that could not be sent."),
     _counter("steering_breaker_opened", "Times that the planner missed so many deadlines that waiting was given up."),
     _counter("steering_planner_errors", "Connections to the planner that were closed because it sent garbage."),
     _counter("steering_observations_dropped", "Measurements not told to the planner because it did not read."),
@@ -120,6 +153,7 @@ WORKER_METRICS: Final[tuple[Metric, ...]] = (
     _counter("parse_cache_evictions", "Prepared statements evicted to stay below max_prepared_bytes."),
     _counter("read_only_refused", "Statements refused by the read-only guard."),
     _counter("handed_back", "Server connections given back to the asyncpg pool."),
+    _counter("trace_spans", "Spans by what became of them: exported, dropped (too many waited), failed.", "outcome"),
     _counter("log_lines_dropped", "Log lines dropped because standard error was not read fast enough."),
 )
 """What each worker counts. A counter never falls; a gauge of a dead worker is forgotten."""
@@ -137,16 +171,50 @@ SUPERVISOR_METRICS: Final[dict[str, Metric]] = {
     )
 }
 """What the supervisor knows by itself, by name."""
-LATENCY_HELP: Final = "Seconds from a statement's arrival to the end of its answer."
-
 _GAUGES: Final = frozenset(metric.attribute for metric in WORKER_METRICS if metric.kind == "gauge")
 LATENCY: Final = "statement_latency"
 LATENCY_SUM: Final = "statement_latency_sum"
+WORKER_HISTOGRAMS: Final[tuple[Histogram, ...]] = (
+    Histogram(
+        "statement_latency_seconds",
+        LATENCY,
+        "Seconds from a statement's arrival to the end of its answer.",
+        LATENCY_BOUNDS,
+    ),
+    Histogram(
+        "server_seconds",
+        "server_time",
+        "Seconds of that without what the proxy held the statement up: waiting for advice, runs over their budget.",
+        LATENCY_BOUNDS,
+    ),
+    Histogram(
+        "decision_wait_seconds",
+        "decision_wait",
+        "Seconds that statements were held up to wait for advice.",
+        WAIT_BOUNDS,
+    ),
+    Histogram(
+        "wire_seconds",
+        "wire",
+        "Seconds the proxy worked on one piece of what a client or server sent; some twenty a second are measured.",
+        WIRE_BOUNDS,
+    ),
+)
+"""What each worker measures."""
 MODEL_LATENCY: Final = "model_latency"
 """Sketches of what steered statements took their clients, by model and version."""
 NO_MODEL: Final = "none"
 """The label of statements that went on as they were."""
-LATENCY_KEYS: Final = tuple(f"{LATENCY}{{{bound}}}" for bound in (*LATENCY_BOUNDS, "+Inf"))
+
+
+def _keys(attribute: str, bounds: tuple[float, ...]) -> tuple[str, ...]:
+    return tuple(f"{attribute}{{{bound}}}" for bound in (*bounds, "+Inf"))
+
+
+LATENCY_KEYS: Final = _keys(LATENCY, LATENCY_BOUNDS)
+_SERVER_KEYS: Final = _keys("server_time", LATENCY_BOUNDS)
+_WAIT_KEYS: Final = _keys("decision_wait", WAIT_BOUNDS)
+_WIRE_KEYS: Final = _keys("wire", WIRE_BOUNDS)
 
 
 class Labelled(dict[str, int]):
@@ -168,8 +236,13 @@ class Counters:
     """The counts of one worker. Attributes are plain numbers, to be added to in place from the event loop's thread."""
 
     __slots__ = (
+        "_held_up",
+        "_held_up_sum",
         "_latency",
         "_model_latency",
+        "_wait",
+        "_wire",
+        "_wire_sum",
         "accept_pauses",
         "backends_closed",
         "backends_current",
@@ -189,21 +262,30 @@ class Counters:
         "parse_cache_evictions",
         "pinned",
         "planner_connected",
+        "pool_clients",
+        "pool_limit",
+        "pool_queue",
+        "pool_servers",
         "pool_wait_seconds_count",
         "pool_wait_seconds_sum",
         "pool_wait_timeouts",
         "pool_waiting",
+        "probe_client",
+        "probe_server",
         "protocol_errors",
         "queue_rejected",
         "read_only_refused",
         "statements",
         "statements_reprepared",
         "steering_answered",
+        "steering_arms",
         "steering_asked",
         "steering_breaker_opened",
         "steering_control",
+        "steering_dialects",
         "steering_late",
         "steering_left_alone",
+        "steering_models",
         "steering_observations_dropped",
         "steering_planner_errors",
         "steering_reasons",
@@ -215,6 +297,7 @@ class Counters:
         "steering_wait_seconds",
         "steering_waited",
         "tls_connections",
+        "trace_spans",
         "transactions",
     )
 
@@ -235,6 +318,10 @@ class Counters:
         self.backends_closed = 0
         self.backends_current = 0
         self.pool_waiting = 0
+        self.pool_clients = Labelled()
+        self.pool_servers = Labelled()
+        self.pool_limit = Labelled()
+        self.pool_queue = Labelled()
         self.pool_wait_seconds_sum = 0.0
         self.pool_wait_seconds_count = 0
         self.pool_wait_timeouts = 0
@@ -245,6 +332,9 @@ class Counters:
         self.statements_reprepared = 0
         self.steering_left_alone = 0
         self.steering_steered = 0
+        self.steering_models = Labelled()
+        self.steering_arms = Labelled()
+        self.steering_dialects = Labelled()
         self.steering_reasons = Labelled()
         self.steering_waited = 0
         self.steering_wait_seconds = 0.0
@@ -264,9 +354,19 @@ class Counters:
         self.read_only_refused = 0
         self.handed_back = 0
         self.log_lines_dropped = 0
+        self.trace_spans = Labelled()
         self.latency_sum = 0.0
         self._latency = [0] * (len(LATENCY_BOUNDS) + 1)
         self._model_latency: dict[str, dict[int, int]] = {}
+        # By how much the server's times differ from the latencies, bucket by bucket: most do not.
+        self._held_up = [0] * (len(LATENCY_BOUNDS) + 1)
+        self._held_up_sum = 0.0
+        self._wait = [0] * (len(WAIT_BOUNDS) + 1)
+        self._wire = [0] * (len(WIRE_BOUNDS) + 1)
+        self._wire_sum = 0.0
+        # Set now and then: the next piece of what a client, or a server, sends is measured.
+        self.probe_client = False
+        self.probe_server = False
 
     def backend_opened(self, how: str) -> None:
         """Counts a server connection that was opened, ``pool`` or ``direct``."""
@@ -293,6 +393,22 @@ class Counters:
         number = bucket(seconds * 1000)
         counts[number] = counts.get(number, 0) + 1
 
+    def observe_held_up(self, seconds: float, ran: float) -> None:
+        """The statement whose latency is ``seconds`` was with the server for ``ran`` seconds of them only."""
+        self._held_up[bisect_left(LATENCY_BOUNDS, seconds)] -= 1
+        self._held_up[bisect_left(LATENCY_BOUNDS, ran)] += 1
+        self._held_up_sum += ran - seconds
+
+    def observe_wait(self, seconds: float) -> None:
+        """Counts one wait for advice."""
+        self._wait[bisect_left(WAIT_BOUNDS, seconds)] += 1
+        self.steering_wait_seconds += seconds
+
+    def observe_wire(self, seconds: float) -> None:
+        """Counts one piece of a stream that the proxy worked on for so long."""
+        self._wire[bisect_left(WIRE_BOUNDS, seconds)] += 1
+        self._wire_sum += seconds
+
     def snapshot(self) -> dict[str, float]:
         """The counts as they are now, flat: see the module's text for the keys."""
         flat: dict[str, float] = {}
@@ -305,6 +421,13 @@ class Counters:
                 flat[metric.attribute] = value
         flat.update(zip(LATENCY_KEYS, self._latency, strict=True))
         flat[LATENCY_SUM] = self.latency_sum
+        server = [all_of + other for all_of, other in zip(self._latency, self._held_up, strict=True)]
+        flat.update(zip(_SERVER_KEYS, server, strict=True))
+        flat["server_time_sum"] = self.latency_sum + self._held_up_sum
+        flat.update(zip(_WAIT_KEYS, self._wait, strict=True))
+        flat["decision_wait_sum"] = self.steering_wait_seconds
+        flat.update(zip(_WIRE_KEYS, self._wire, strict=True))
+        flat["wire_sum"] = self._wire_sum
         for model, counts in self._model_latency.items():
             for number, found in counts.items():
                 flat[f"{MODEL_LATENCY}{{{model}|{number}}}"] = found
@@ -312,7 +435,7 @@ class Counters:
 
 
 def _is_gauge(key: str) -> bool:
-    return key in _GAUGES
+    return key.partition("{")[0] in _GAUGES
 
 
 def add_into(total: dict[str, float], snapshot: Mapping[str, float]) -> None:
@@ -339,9 +462,13 @@ class MergedCounters:
         """Takes the newest snapshot of a source."""
         held = self._live.setdefault(source, {})
         for key, value in snapshot.items():
-            if not _is_gauge(key) and value < held.get(key, 0):
-                continue
-            held[key] = value
+            if _is_gauge(key):
+                if value or "{" not in key:
+                    held[key] = value
+                else:
+                    held.pop(key, None)  # a pool that is gone
+            elif value >= held.get(key, 0):
+                held[key] = value
 
     def retire(self, source: str) -> None:
         """Keeps the last known counters of a source that is gone and forgets its gauges."""

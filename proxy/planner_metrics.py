@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from proxy.metrics import Metric
+from proxy.metrics import Histogram, Metric
 
 PLANNER_COUNTERS: Final[tuple[Metric, ...]] = (
     Metric("planner_restarts", "counter", "planner_restarts", "Planner processes started again because one ended."),
@@ -37,6 +37,21 @@ PLANNER_COUNTERS: Final[tuple[Metric, ...]] = (
         "Model files looked at: accepted, removed, or refused at which step of the checks.",
         "outcome",
         ("accepted",),
+    ),
+    Metric(
+        "model_swaps",
+        "counter",
+        "model_swaps",
+        "Times that another model, or none, took over, by kind.",
+        "kind",
+        ("cardinality", "hints"),
+    ),
+    Metric(
+        "store_written",
+        "counter",
+        "store_written",
+        "Records written to the store by the planner process, by kind.",
+        "kind",
     ),
     Metric("memory_approved", "counter", "memory_approved", "Arms approved: measured to win."),
     Metric("memory_rejected", "counter", "memory_rejected", "Arms rejected: lost, gained too little, or withdrawn."),
@@ -72,16 +87,40 @@ PLANNER_COUNTERS: Final[tuple[Metric, ...]] = (
     ),
 )
 BOUNDS: Final[tuple[float, ...]] = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0)
-"""Upper bounds of both histograms in seconds, the same as in `planner.counters`."""
-HISTOGRAMS: Final[tuple[tuple[str, str, str], ...]] = (
-    (
+"""Upper bounds of durations in seconds, the same as in `planner.counters`."""
+Q_ERROR_BOUNDS: Final[tuple[float, ...]] = (1.1, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0, 10000.0)
+LOAD_BOUNDS: Final[tuple[float, ...]] = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+HISTOGRAMS: Final[tuple[Histogram, ...]] = (
+    Histogram(
         "planner_decision_seconds",
         "planner_decision",
         "Seconds the planner process computed for one decision, inference included.",
+        BOUNDS,
     ),
-    ("planner_inference_seconds", "planner_inference", "Seconds of one model's run for one decision."),
+    Histogram("planner_inference_seconds", "planner_inference", "Seconds of one model's run for one decision.", BOUNDS),
+    Histogram(
+        "model_check_seconds",
+        "model_check",
+        "Seconds for which a new model file was checked, in a process of its own.",
+        LOAD_BOUNDS,
+    ),
+    Histogram(
+        "model_load_seconds", "model_load", "Seconds to load and warm a model beside the one that serves.", LOAD_BOUNDS
+    ),
+    Histogram(
+        "root_q_error",
+        "root_q_error",
+        "Factor by which the predicted rows of a join were off, of statements that give all its rows and nothing else.",
+        Q_ERROR_BOUNDS,
+    ),
+    Histogram(
+        "root_q_error_server",
+        "root_q_error_server",
+        "The same of the server's own estimate, for the same statements.",
+        Q_ERROR_BOUNDS,
+    ),
 )
-"""Name, attribute and help of each."""
+"""What the planner process measures."""
 
 PLANNER_GAUGES: Final[tuple[Metric, ...]] = (
     Metric("ready", "gauge", "planner_ready", "1 while a planner process answers, else 0."),

@@ -53,7 +53,8 @@ class DedicatedSession(Session):
         try:
             backend = await self.context.open_dedicated(self.login)
         except UpstreamError as error:
-            self.context.log.event("backend_failed", level="warning", user=self.login.user, error=str(error))
+            login = self.login
+            self.context.log.event("backend_failed", level="warning", id=login.id, user=login.user, error=str(error))
             self.finish(error.response)
             return
         finally:
@@ -96,7 +97,11 @@ class DedicatedSession(Session):
     def data_received(self, data: bytes) -> None:
         talk = self._talk
         backend = self.backend
-        self.counters.bytes_from_client += len(data)
+        counters = self.counters
+        if counters.probe_client:
+            self._probe_client(data)
+            return
+        counters.bytes_from_client += len(data)
         if backend is None:
             return  # the server is gone, and the client is being told
         try:
@@ -124,10 +129,14 @@ class DedicatedSession(Session):
         backend.transport.write(out)
 
     def server_data(self, backend: Backend, data: bytes) -> None:
+        counters = self.counters
+        if counters.probe_server:
+            self._probe_server(backend, data)
+            return
         talk = self._talk
         out = talk.from_server(data)
         if out:
-            self.counters.bytes_to_client += len(out)
+            counters.bytes_to_client += len(out)
             self.transport.write(out)
         if talk.ready_count != self._ready_seen:
             self._answered(talk, out)
@@ -290,7 +299,11 @@ class PooledSession(Session):
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        self.counters.bytes_from_client += len(data)
+        counters = self.counters
+        if counters.probe_client:
+            self._probe_client(data)
+            return
+        counters.bytes_from_client += len(data)
         self._take(data)
 
     def _take(self, data: bytes) -> None:
@@ -392,10 +405,14 @@ class PooledSession(Session):
     # ------------------------------------------------------------------ answers
 
     def server_data(self, backend: Backend, data: bytes) -> None:
+        counters = self.counters
+        if counters.probe_server:
+            self._probe_server(backend, data)
+            return
         talk = self._talk
         out = talk.from_server(data)
         if out:
-            self.counters.bytes_to_client += len(out)
+            counters.bytes_to_client += len(out)
             self.transport.write(out)
         if talk.ready_count != self._ready_seen:
             self._answered(talk, out)

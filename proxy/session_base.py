@@ -26,9 +26,10 @@ BREACHED: Final = error_response("25006", "this session is read-only, but someth
 # that the client has left, and it would keep its place in the queue.
 PENDING_LIMIT: Final = 16 * 1024
 # When a run over its budget cannot be cancelled yet, after so many seconds it is looked at again; when it goes on all
-# the same after a cancel request, which hit nothing if the server had not begun with it, another one is sent.
+# the same after a cancel request, which hit nothing if the server had not begun with it, another one is sent, after a
+# pause that doubles.
 _LOOK_AGAIN: Final = 0.005
-_CANCEL_AGAIN: Final = 0.1
+_CANCEL_AGAIN: Final = (0.1, 3.2)
 
 
 class Session:
@@ -40,11 +41,13 @@ class Session:
         "_closing",
         "_eof_due",
         "_leaving",
+        "_pause",
         "_ready_seen",
         "_server_full",
         "_since",
         "_steering",
         "_timer",
+        "_tracer",
         "_wait",
         "backend",
         "context",
@@ -71,6 +74,8 @@ class Session:
         self._steering = talk.steering if isinstance(talk.steering, SessionSteering) else None
         self._wait: Wait | None = None  # for advice; made when there is something to wait for
         self._timer: asyncio.TimerHandle | None = None  # goes off when the budget of what runs is spent
+        self._tracer = context.tracer
+        self._pause = 0.0  # until what goes on all the same is cancelled again
         self._eof_due = False  # the server is to be told that the client has sent all it will
         self._server_full = False  # the server does not read
         self.slow_ms: float = context.slow_ms
@@ -102,7 +107,8 @@ class Session:
 
     def _violated(self, error: ProtocolViolation) -> None:
         self.counters.protocol_errors += 1
-        self.context.log.event("protocol_error", level="warning", peer=self.login.peer, error=str(error))
+        login = self.login
+        self.context.log.event("protocol_error", level="warning", id=login.id, peer=login.peer, error=str(error))
         self.finish(error_response("08P01", str(error)))
 
     def _answered(self, talk: Conversation, out: bytes) -> None:
@@ -114,7 +120,8 @@ class Session:
             counters.read_only_refused += talk.refused
             talk.refused = 0
         if talk.breached:
-            self.context.log.event("read_only_breached", level="error", user=self.login.user, peer=self.login.peer)
+            login = self.login
+            self.context.log.event("read_only_breached", level="error", id=login.id, user=login.user, peer=login.peer)
             self.finish(BREACHED)
         if talk.left_alone:
             counters.steering_left_alone += talk.left_alone
@@ -124,10 +131,14 @@ class Session:
             self._since = 0.0
             counters.observe_latency(took)
             if took * 1000 >= self.slow_ms:
-                self.context.log_slow(self.login, took)
+                self.context.log_slow(self, took)
+            tracer = self._tracer
+            if tracer is not None:
+                tracer.statement(self, took, out)
             steering = self._steering
             if steering is not None and steering.template is not None:
                 steering.done(took, out)
+            talk.steering.text = b""
         if talk.idle:
             counters.transactions += 1
             if self._steering is not None and self._steering.local:
@@ -180,6 +191,7 @@ class Session:
 
     def _watch(self) -> None:
         if self._timer is None:
+            self._pause = _CANCEL_AGAIN[0]
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.talk.budget_ms / 1000, self._over_budget)
 
@@ -206,7 +218,8 @@ class Session:
                     self.transport.write(out)
                 self.server_data(backend, b"")  # for what else there is to do
                 if self.talk.budget_ms and self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(_CANCEL_AGAIN, self._over_budget)
+                    self._timer = asyncio.get_running_loop().call_later(self._pause, self._over_budget)
+                    self._pause = min(self._pause * 2, _CANCEL_AGAIN[1])
         finally:
             self.context.cancel_over(backend)
 
@@ -226,8 +239,25 @@ class Session:
         """What the client has sent behind a run with a budget, if anything."""
         raise NotImplementedError
 
+    def data_received(self, data: bytes) -> None:
+        raise NotImplementedError
+
     def server_data(self, backend: Backend, data: bytes) -> None:
         raise NotImplementedError
+
+    # ------------------------------------------------------------------ measuring, some ten times a second
+
+    def _probe_client(self, data: bytes) -> None:
+        self.counters.probe_client = False
+        begun = _now()
+        self.data_received(data)
+        self.counters.observe_wire(_now() - begun)
+
+    def _probe_server(self, backend: Backend, data: bytes) -> None:
+        self.counters.probe_server = False
+        begun = _now()
+        self.server_data(backend, data)
+        self.counters.observe_wire(_now() - begun)
 
     def _unwatched(self) -> None:
         """The session is over: nobody waits for anything."""

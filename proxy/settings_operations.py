@@ -10,6 +10,7 @@ from proxy.options import Names, option
 from proxy.settings_connections import CONFIG
 
 DATABASE: Final = "Administration database"
+TRACES: Final = "Traces"
 
 
 class OperationsSettings(BaseModel):
@@ -45,4 +46,27 @@ class OperationsSettings(BaseModel):
         reason="For what reads figures again and again.",
         warning="SHOW tells names of users, databases and applications, and the settings, without secrets.",
         reload=True,
+    )
+    otel_endpoint: str = option(
+        "",
+        group=TRACES,
+        description="Where spans are sent by OTLP over HTTP, for example http://127.0.0.1:4318/v1/traces; empty for "
+        "no traces.",
+        unit="URL",
+        reason="A trace then shows what the proxy decided and what the server took, below the client's own span.",
+        warning="It needs the extra pilotwire[otel]; a span for each statement costs some 2 us of a worker, and its "
+        "export some 50 us in a thread.",
+        reload=False,
+        pattern=r"^(https?://[^\s@/]+(/[^\s@]*)?)?$",
+    )
+    otel_share: float = option(
+        1.0,
+        group=TRACES,
+        description="Share of the statements without a traceparent of the client's that get a span.",
+        unit="share",
+        reason="All of them where the collector samples; less where there are thousands a second.",
+        warning="Statements that belong to a client's sampled trace always get one.",
+        reload=True,
+        ge=0,
+        le=1,
     )

@@ -141,13 +141,18 @@ class StoreSettings(BaseModel):
         return Kept(self.store_keep_ledger, self.store_keep_samples, self.store_keep_history, self.store_keep_memory)
 
 
-def default_store(environment: Mapping[str, str] = os.environ) -> str:
-    """The URL of the file in the state folder."""
+def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where what pilotwire learned is kept."""
     folder = environment.get(STATE_VARIABLE, "")
     if not folder:
         home = Path(environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pilotwire"
         folder = "/var/lib/pilotwire" if os.geteuid() == 0 else str(home)
-    return f"{_SQLITE}{Path(folder).absolute() / 'store.db'}"
+    return Path(folder).absolute()
+
+
+def default_store(environment: Mapping[str, str] = os.environ) -> str:
+    """The URL of the file in the state folder."""
+    return f"{_SQLITE}{state_folder(environment) / 'store.db'}"
 
 
 def fold_store(values: dict[str, Any]) -> dict[str, Any]:

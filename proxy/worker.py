@@ -7,7 +7,8 @@ environment.
 From the supervisor: ``start``, ``counters``, ``reload``, ``drain``, ``abort``, ``cancel``, ``cancel_here``, ``mode``,
 ``close_idle``, ``pause``, and for people ``clients``, ``pools``, ``servers``, ``busy`` and ``kill``. To the supervisor:
 ``counters`` every second, ``cancel``, ``cancel_elsewhere`` and ``close_idle`` where other workers are concerned, and
-``console`` for what is asked in the administration database. When the channel ends the supervisor is dead: the worker stops accepting, lets its clients finish within ``drain_timeout``, and ends.
+``console`` for what is asked in the administration database. When the channel ends the supervisor is dead: the worker
+stops accepting, lets its clients finish within ``drain_timeout``, and ends.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Worker:
                 # The last word to the supervisor, so that no count is lost when a worker ends in order.
                 self._send_counters(self._context)
                 await self._context.authenticator.close()
+                if self._context.tracer is not None:
+                    self._context.tracer.close()
         finally:
             if self._push is not None:
                 self._push.cancel()
@@ -82,7 +85,7 @@ class Worker:
             return None
         match kind:
             case "counters":
-                return {"counters": _snapshot(context)}
+                return {"counters": context.snapshot()}
             case "reload":
                 return await self._reload(context, message)
             case "drain":
@@ -152,7 +155,7 @@ class Worker:
 
     def _send_counters(self, context: WorkerContext) -> None:
         if self._channel is not None:
-            self._channel.send("counters", counters=_snapshot(context))
+            self._channel.send("counters", counters=context.snapshot())
 
     async def _ask(self, kind: str, limit: float, **fields: Any) -> Message:
         assert self._channel is not None
@@ -227,11 +230,6 @@ class Worker:
         self._log.event(
             "internal_error", level="error", detail=str(context.get("message", "")), error=repr(error), where=where
         )
-
-
-def _snapshot(context: WorkerContext) -> dict[str, float]:
-    context.counters.log_lines_dropped = context.log.dropped
-    return context.counters.snapshot()
 
 
 def _innermost(error: BaseException) -> str:

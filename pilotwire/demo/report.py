@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pilotwire.demo.measure import SLACK_MS, Series, Summary, summarise
+from training.evaluate.measure import SLACK_MS, Series, Summary, summarise
 
 FORMAT: Final = 1
 NAME_WIDTH: Final = 38

@@ -44,6 +44,13 @@ ROUNDS: Final = 5
 LIMIT_SECONDS: Final = 30
 COUNTING_SECONDS: Final = 80.0
 """Of the two minutes that training may take, for counting joins; growing the trees takes the rest."""
+SHARES_OF_TRAINING: Final = {
+    "running queries": (0.02, 0.1),
+    "counting joins": (0.1, 0.6),
+    "counting generated joins": (0.6, 0.8),
+    "growing trees": (0.8, 0.98),
+}
+"""From where to where its steps go, roughly."""
 READY_SECONDS: Final = 30.0
 """How long the proxy may take until it knows the catalog and the model."""
 
@@ -148,7 +155,8 @@ async def _train(demo: Demo, direct: str, model: Path, console: Console) -> None
 
         def show_step(step: Step) -> None:
             share = step.done / step.total if step.total else 0.0
-            at = {"counting joins": 0.02 + 0.78 * share, "growing trees": 0.8 + 0.18 * share}.get(step.name, 0.0)
+            begin, end = SHARES_OF_TRAINING.get(step.name, (0.0, 0.0))
+            at = begin + (end - begin) * share
             numbers = f" {step.done:,}/{step.total:,}" if step.total else ""
             told(f"training: {step.name}{numbers}", at)
 

@@ -15,8 +15,8 @@ from typing import Final
 
 import asyncpg
 
-from pilotwire.demo.measure import percentile
 from pilotwire.demo.workload import Statement, workload
+from training.evaluate.measure import percentile
 
 SHARES: Final = {"point": 0.7, "list": 0.15, "dashboard": 0.12, "report": 0.03}
 """How often each kind is sent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final
 
@@ -33,22 +33,19 @@ class StatusCollector(Collector):
             else:
                 family.add_metric([], self._status.totals.get(declared.attribute, 0))
             yield family
-        yield self._histogram(
-            "statement_latency_seconds", metrics.LATENCY, metrics.LATENCY_BOUNDS, metrics.LATENCY_HELP
-        )
-        for name, attribute, text in planner_metrics.HISTOGRAMS:
-            yield self._histogram(name, attribute, planner_metrics.BOUNDS, text)
+        for histogram in (*metrics.WORKER_HISTOGRAMS, *planner_metrics.HISTOGRAMS):
+            yield self._histogram(histogram)
         yield from self._own()
         yield from _planner(self._status.planner or PlannerStatus())
 
-    def _histogram(self, name: str, attribute: str, bounds: Sequence[float], text: str) -> HistogramMetricFamily:
+    def _histogram(self, declared: metrics.Histogram) -> HistogramMetricFamily:
         """From one count for each bucket, under ``attribute{bound}``, and ``attribute_sum``."""
-        totals = self._status.totals
-        labels = [*(str(bound) for bound in bounds), "+Inf"]
+        totals, attribute = self._status.totals, declared.attribute
+        labels = [*(str(bound) for bound in declared.bounds), "+Inf"]
         counts = accumulate(totals.get(f"{attribute}{{{label}}}", 0) for label in labels)
         return HistogramMetricFamily(
-            PREFIX + name,
-            text,
+            PREFIX + declared.name,
+            declared.help,
             buckets=list(zip(labels, counts, strict=True)),
             sum_value=totals.get(f"{attribute}_sum", 0),
         )

@@ -16,8 +16,23 @@ from proxy.console_db.commands import Command, CommandError, parse
 from proxy.console_db.rights import Rights
 from proxy.control import ControlLostError
 from proxy.login import Login
-from proxy.wire.frames import BIND, CLOSE, COPY_DATA, COPY_DONE, COPY_FAIL, DESCRIBE, EXECUTE, FLUSH, FUNCTION_CALL
-from proxy.wire.frames import HEADER, HEADER_SIZE, PARSE, QUERY, SYNC, TERMINATE
+from proxy.wire.frames import (
+    BIND,
+    CLOSE,
+    COPY_DATA,
+    COPY_DONE,
+    COPY_FAIL,
+    DESCRIBE,
+    EXECUTE,
+    FLUSH,
+    FUNCTION_CALL,
+    HEADER,
+    HEADER_SIZE,
+    PARSE,
+    QUERY,
+    SYNC,
+    TERMINATE,
+)
 from proxy.wire.messages import backend_key_data, error_response, ready_for_query
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ class Decision:
     Parse message that was made of it for the prepared statement ``parse_for``.
 
     ``budget_ms`` is what a run with this advice may take before it is stopped and run again as the client sent it;
-    0.0: no limit. Unless ``approved``, it is only followed where that is possible. ``query``, ``arm`` and ``share`` are those
-    of `planner.messages.Answer`."""
+    0.0: no limit. Unless ``approved``, it is only followed where that is possible. ``query``, ``arm``, ``dialect`` and
+    ``share`` are those of `planner.messages.Answer`."""
 
     __slots__ = (
         "approved",
         "arm",
         "budget_ms",
+        "dialect",
         "model",
         "parse",
         "parse_for",
@@ -52,6 +53,7 @@ class Decision:
         self.approved = approved
         self.query = b""
         self.arm = ""
+        self.dialect = ""
         self.share = 1.0
         self.parse = b""
         self.parse_for: Known | None = None
@@ -78,7 +80,10 @@ class Known:
 
 
 class Steering(Protocol):
-    """One session's steering. All of it is called on the hot path and does no I/O of its own that could block."""
+    """One session's steering. All of it is called on the hot path and does no I/O of its own that could block. ``text``
+    is that of the statement last shown, which whoever measures statements empties behind each batch."""
+
+    text: bytes
 
     def query(self, text: bytes) -> Decision:
         """A statement of the simple protocol, without its terminating zero."""
@@ -119,14 +124,19 @@ class Steering(Protocol):
 
 
 class LeaveAlone:
-    """Steers nothing."""
+    """Steers nothing. ``text`` is that of the statement last shown."""
 
-    __slots__ = ()
+    __slots__ = ("text",)
+
+    def __init__(self) -> None:
+        self.text = b""
 
     def query(self, text: bytes) -> Decision:
+        self.text = text
         return LEAVE_ALONE
 
     def known(self, text: bytes, types: bytes) -> Known | None:
+        self.text = text
         return None
 
     def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:

@@ -188,7 +188,6 @@ class Steerer:
             self.level = min(self._configured, self._said)
         self.log.event("planner_changed", level="debug", generation=changed.generation, mode=changed.mode)
 
-
     def may_sample(self) -> bool:
         """Whether the statement that is told of now is to be told of with its text."""
         now = _now()
@@ -230,6 +229,7 @@ class SessionSteering:
         "database",
         "search_path",
         "template",
+        "text",
         "user",
         "waited",
     )
@@ -262,12 +262,14 @@ class SessionSteering:
         self._stopped = 0.0
         self._error = b""
         self.template: Template | None = None
+        self.text = b""  # of the statement last shown, until its batch is over
         self.asking: Asking | None = None
         self.waited = 0.0
 
     # ------------------------------------------------------------------ what the conversation asks
 
     def query(self, text: bytes) -> Decision:
+        self.text = text
         if self._owner.level == OFF:
             self._look_for_settings(text)
             return LEAVE_ALONE
@@ -281,6 +283,7 @@ class SessionSteering:
 
     def known(self, text: bytes, types: bytes) -> Known | None:
         # Also while steering is off: the statement may outlive that.
+        self.text = text
         known = self._cache.seen(text, types)
         if known is None:
             if not may_join(text):
@@ -292,6 +295,7 @@ class SessionSteering:
     def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:
         if known.template.generation != self._cache.generation:
             known.template.renew(self._cache.generation)
+        self.text = known.text
         return self._decide(known, message[start:end])
 
     @property
@@ -361,7 +365,11 @@ class SessionSteering:
 
     def delivered(self, decision: Decision) -> None:
         self._steered = decision
-        self._owner.counters.steering_steered += 1
+        counters = self._owner.counters
+        counters.steering_steered += 1
+        counters.steering_models[decision.model or "none"] += 1
+        counters.steering_arms[decision.arm or "none"] += 1
+        counters.steering_dialects[decision.dialect or "none"] += 1
         if decision.budget_ms:
             self._began = _now()
 
@@ -412,14 +420,17 @@ class SessionSteering:
     def waited_for(self, seconds: float, decision: Decision | None) -> Decision:
         """The wait is over: what to do now. ``None``: no answer came in time."""
         self.waited += seconds
-        self._owner.counters.steering_wait_seconds += seconds
+        self._owner.counters.observe_wait(seconds)
         return self._left("late") if decision is None else self.judged(decision)
 
     def done(self, seconds: float, answer: bytes) -> None:
         """The batch that ran since the last call is over, and its answer ended with these bytes; about 2 us. Only one
         statement alone is measured."""
         template, steered = self.template, self._steered
-        took = (seconds - self.waited - self._stopped) * 1000
+        ran = seconds - self.waited - self._stopped
+        took = ran * 1000
+        if ran != seconds:
+            self._owner.counters.observe_held_up(seconds, ran)
         count, self._count = self._count, 0
         self.template = self._steered = None
         self.waited = 0.0
@@ -468,6 +479,31 @@ class SessionSteering:
             if self._bind is not None and len(self._bind) <= MAX_SAMPLE:
                 observed.bind = self._bind
         return observed
+
+    @property
+    def held_up(self) -> float:
+        """Seconds that the statement which ran was held up here: waiting for advice, and in a run that was stopped."""
+        return self.waited + self._stopped
+
+    @property
+    def conforming(self) -> bool:
+        """Whether a backslash in a plain string is an ordinary character."""
+        return self._conforming
+
+    def outcome(self) -> dict[str, str]:
+        """What was decided about the statement that runs, or ran until `done` is called: for a person to read."""
+        if self.template is None:
+            return {"decision": "left_alone", "reason": "no_join"}
+        found, steered = self._found, self._steered
+        control = self._control and found is not None
+        used = steered or (found if control or self._stopped else None)
+        decision = "steered" if steered is not None else "control" if control else "left_alone"
+        told = {"decision": decision, "reason": "" if steered is not None else self._reason}
+        if used is not None:
+            told |= {"arm": used.arm, "model": used.model, "dialect": used.dialect}
+        if self._error:
+            told["sqlstate"] = _sqlstate(self._error)
+        return told
 
     # ------------------------------------------------------------------ what decisions depend on
 
@@ -558,5 +594,6 @@ def _decision(answer: Answer, *, repeatable: bool = True) -> Decision:
         )
     decision.query = answer.query
     decision.arm = answer.arm
+    decision.dialect = answer.dialect
     decision.share = answer.share
     return decision

@@ -214,10 +214,8 @@ class Conversation:
                     emitted = end if end <= size else size
                     unsteered = not self._portals
                     if self._cut:
-                        rest = data[self._cut :]
-                        data = data[: self._cut]
-                        size = self._cut
-                        self._cut = 0
+                        rest, data = data[self._cut :], data[: self._cut]
+                        size, self._cut = self._cut, 0
             if end > size:
                 self._streaming = end - size
                 pos = size

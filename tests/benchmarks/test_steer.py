@@ -17,7 +17,7 @@ from benchmarks.steer_results import Measured, Results, SetResults
 from benchmarks.steer_sets import ROOT, TRAVEL_FILES, TRAVEL_TABLES, counted
 from benchmarks.steer_truth import SubPlan, q_error, q_errors
 from pilotwire.demo import schema
-from pilotwire.demo.measure import Series
+from training.evaluate.measure import Series
 
 BLIND = ("planner", "proxy", "model_runtime", "training")
 GENERAL = frozenset({

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pilotwire.config import Settings
-from proxy.metrics import LATENCY, SUPERVISOR_METRICS, WORKER_METRICS
+from proxy.metrics import SUPERVISOR_METRICS, WORKER_HISTOGRAMS, WORKER_METRICS
 from proxy.planner_metrics import HISTOGRAMS, MODEL_INFO, PLANNER_COUNTERS, PLANNER_GAUGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +35,8 @@ def metric_names() -> set[str]:
     found = set()
     for metric in (*WORKER_METRICS, *SUPERVISOR_METRICS.values(), *PLANNER_COUNTERS, *PLANNER_GAUGES, MODEL_INFO):
         found.add(f"pilotwire_{metric.name}" + ("_total" if metric.kind == "counter" else ""))
-    for histogram in (f"{LATENCY}_seconds", *(name for name, _, _ in HISTOGRAMS)):
-        found |= {f"pilotwire_{histogram}_{part}" for part in ("bucket", "sum", "count")}
+    for histogram in (*WORKER_HISTOGRAMS, *HISTOGRAMS):
+        found |= {f"pilotwire_{histogram.name}_{part}" for part in ("bucket", "sum", "count")}
     return found
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilotwire.demo.measure import interleave, percentile, summarise
+from pilotwire.demo.measure import interleave
 from tests.support.postgres import Postgres
+from training.evaluate.measure import percentile, summarise
 
 times = st.floats(0.01, 1e5)
 

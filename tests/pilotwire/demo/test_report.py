@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pilotwire.demo.measure import Series
 from pilotwire.demo.report import Results, Row, read_results, show
 from pilotwire.demo.why import advised, left_alone
 from planner.advise import SubPlan
 from planner.planner import Decision
+from training.evaluate.measure import Series
 
 
 def series(ms: float, tag: str = "SELECT 3") -> Series:

@@ -121,7 +121,7 @@ async def test_a_server_that_takes_no_cancel(postgres: Postgres, proxy: StartPro
         text = TEXT.replace("30000", "5000")
         assert await client.value(text) == "5000"
         assert await client.value("select 'next'") == "next"
-        assert sample(started, "steering_stops_failed_total") == 1
+        assert sample(started, "steering_stops_failed_total") >= 1
         client.reset()
 
 

@@ -20,6 +20,7 @@ class ScriptedSteering:
         self.reasons: list[str] = []
         self.stops = 0
         self.errors: list[bytes] = []
+        self.text = b""
         self.refusals: list[tuple[bytes, bytes, bool]] = []
 
     def query(self, text: bytes) -> Decision:

@@ -87,7 +87,8 @@ class ServerModel:
     def _extended(self, kind: str, body: bytes) -> bytes:
         if kind == "E":
             return self._run(body.split(b"\0")[0].decode(), simple=False)
-        if b"error" in body or (self.state == "E" and kind in "PB" and b"end" not in body):
+        ends = b"end" in body.replace(b"\0", b" ").split()
+        if b"error" in body or (self.state == "E" and kind in "PB" and not ends):
             return self._fail(simple=False)
         if kind == "D":
             return say.PARAMETERS + say.COLUMNS if body[:1] == b"S" else say.NO_DATA

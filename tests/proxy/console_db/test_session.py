@@ -1,0 +1,241 @@
+"""The administration database from psql and asyncpg, against a real proxy and server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+
+import asyncpg
+import pytest
+
+from proxy.console_db.commands import SHOWN
+from tests.conftest import StartProxy
+from tests.support.postgres import Postgres
+from tests.support.proxy import Proxy
+
+SECRETS = ("planted-upstream", "planted-admin-token", "planted-password", "planted-reader")
+
+
+def run(proxy: Proxy, sql: str, user: str = "postgres", *options: str, password: str = "planted-password") -> str:
+    """psql's output, errors included."""
+    done = start(proxy, sql, user, *options, password=password)
+    out, _ = done.communicate(timeout=20)
+    return out
+
+
+def start(
+    proxy: Proxy, sql: str, user: str = "postgres", *options: str, password: str = "planted-password"
+) -> subprocess.Popen[str]:
+    command = ["psql", "-XAt", "-v", "VERBOSITY=verbose", *options, "-c", sql, proxy.dsn("pilotwire", user=user)]
+    environment = {**os.environ, "PGPASSWORD": password}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def pooled(module_proxy: StartProxy, tmp_path_factory: pytest.TempPathFactory) -> Proxy:
+    """In transaction mode, with two workers, secrets planted everywhere, one reader and one stranger.
+
+    (The DSN's password counts before the users file; the server trusts everybody.)"""
+    users = tmp_path_factory.mktemp("users") / "users.txt"
+    users.touch(mode=0o600)
+    users.write_text('"postgres" "planted-password"\n"reader" "planted-reader"\n"stranger" "planted-reader"\n')
+    started = module_proxy(
+        auth="scram-sha-256", users_file=str(users), upstream_password="planted-upstream", workers=2,
+        admin_token="planted-admin-token", pool_mode="transaction", stats_users=["reader"], admin_users=["postgres"],
+    )  # fmt: skip
+    return started
+
+
+def test_psql_sees_every_table(pooled: Proxy) -> None:
+    wanted = [name.upper() for name in SHOWN if name != "memory"]
+    output = run(pooled, "; ".join(f"SHOW {name}" for name in wanted), password=SECRETS[0])
+    assert "ERROR" not in output
+    assert "pilotwire 0." in output
+    assert "pool_mode|transaction|session|f" in output
+    assert "SHOW MEMORY" in output
+    # There is no store here, and that is said.
+    assert "ERROR:  55000" in run(pooled, "SHOW MEMORY", password=SECRETS[0])
+
+
+def test_no_secret_is_ever_shown(pooled: Proxy) -> None:
+    output = run(pooled, "SHOW CONFIG; SHOW CLIENTS; SHOW STATS; SHOW upstream_password", password=SECRETS[0])
+    output += run(pooled, "SET upstream_password = 'planted-upstream-2'", password=SECRETS[0])
+    assert "ERROR:  22023: upstream_password can be changed in the configuration only" in output
+    assert "upstream_password|********" in output
+    for secret in SECRETS:
+        assert secret not in output
+        assert secret not in pooled.log_text()
+
+
+def test_only_those_named_get_in_and_readers_only_read(pooled: Proxy) -> None:
+    reader = {"password": "planted-reader"}
+    assert "pilotwire 0." in run(pooled, "SHOW VERSION", "reader", **reader)
+    for command in ("RELOAD", "PAUSE", "RESUME postgres", "KILL 0.1", "SET mode = off"):
+        assert "ERROR:  42501: permission denied" in run(pooled, command, "reader", **reader)
+    assert "permission denied for the administration database" in run(pooled, "SHOW VERSION", "stranger", **reader)
+    assert "password authentication failed" in run(pooled, "SHOW VERSION", "reader", password="wrong")
+
+
+def test_what_is_not_understood_is_refused_and_the_connection_goes_on(pooled: Proxy) -> None:
+    output = run(pooled, "SELECT 1", "postgres", "-c", "SHOW WEATHER", "-c", "SHOW VERSION", password=SECRETS[0])
+    assert 'ERROR:  42601: syntax error at or near "SELECT"' in output
+    assert "ERROR:  42704" in output
+    assert "pilotwire 0." in output
+
+
+async def test_the_extended_protocol_is_refused_politely(pooled: Proxy) -> None:
+    connection = await asyncpg.connect(pooled.dsn("pilotwire", password=SECRETS[0]))
+    try:
+        with pytest.raises(asyncpg.FeatureNotSupportedError):
+            await connection.fetch("SHOW VERSION")
+        assert await connection.execute("SHOW VERSION") == "SHOW"
+    finally:
+        await connection.close()
+
+
+async def test_a_client_is_listed_and_killed(pooled: Proxy) -> None:
+    client = await asyncpg.connect(pooled.dsn(password=SECRETS[0]), server_settings={"application_name": "the victim"})
+    sleeping = asyncio.create_task(client.execute("SELECT pg_sleep(60)"))
+    await asyncio.sleep(0.2)
+    listed = await asyncio.to_thread(run, pooled, "SHOW CLIENTS", password=SECRETS[0])
+    (line,) = [line for line in listed.splitlines() if "the victim" in line]
+    cells = line.split("|")
+    assert cells[3] == "active"
+    assert cells[0] in await asyncio.to_thread(run, pooled, "SHOW SERVERS", password=SECRETS[0])
+    assert cells[-1] in pooled.log_text()  # the name of the connection in the log
+    assert await asyncio.to_thread(run, pooled, f"KILL {cells[0]}", password=SECRETS[0]) == "KILL\n"
+    with pytest.raises(asyncpg.PostgresError):
+        await asyncio.wait_for(sleeping, 10)
+    assert f"there is no client {cells[0]}" in await asyncio.to_thread(
+        run, pooled, f"KILL {cells[0]}", password=SECRETS[0]
+    )
+
+
+async def test_pause_lets_transactions_end_and_new_ones_wait(pooled: Proxy) -> None:
+    """The server may even be restarted meanwhile: nobody notices more than the time it takes."""
+    admin = "postgres"
+    clients = [await asyncpg.connect(pooled.dsn(password=SECRETS[0])) for _ in range(4)]
+    busy = clients[0].transaction()
+    await busy.start()
+    pause = await asyncio.to_thread(start, pooled, "PAUSE", admin, password=SECRETS[0])
+    try:
+        await asyncio.to_thread(pooled.wait_log, "paused database=all")
+        waiting = [asyncio.create_task(client.fetchval("SELECT 40 + 2")) for client in clients[1:]]
+        newcomer = asyncio.create_task(asyncpg.connect(pooled.dsn(password=SECRETS[0])))
+        # The transaction goes on, and PAUSE waits for it.
+        assert await clients[0].fetchval("SELECT 1") == 1
+        assert pause.poll() is None
+        await busy.commit()
+        assert (await asyncio.to_thread(pause.communicate, None, 10))[0] == "PAUSE\n"
+        listed = await asyncio.to_thread(run, pooled, "SHOW POOLS", admin, password=SECRETS[0])
+        assert listed.count("|t\n") == 1
+        assert listed.splitlines()[0].split("|")[4:8] == ["4", "0", "0", "0"]  # four wait, no server connection
+        assert not any(task.done() for task in waiting)
+        assert await asyncio.to_thread(run, pooled, "RESUME", admin, password=SECRETS[0]) == "RESUME\n"
+        assert await asyncio.wait_for(asyncio.gather(*waiting), 10) == [42, 42, 42]
+        clients.append(await asyncio.wait_for(newcomer, 10))
+    finally:
+        pause.kill()
+        await asyncio.to_thread(run, pooled, "RESUME", admin, password=SECRETS[0])
+        for client in clients:
+            await client.close()
+
+
+async def test_one_database_is_paused_and_waiting_has_no_end_of_its_own(pooled: Proxy) -> None:
+    pooled.write_config(queue_timeout=0.5, queue_limit=1)
+    said = await asyncio.to_thread(run, pooled, "RELOAD", password=SECRETS[0])
+    assert said == "NOTICE:  00000: changed: queue_limit, queue_timeout\nRELOAD\n"
+    clients = [await asyncpg.connect(pooled.dsn(password=SECRETS[0])) for _ in range(4)]
+    other = await asyncpg.connect(pooled.dsn("template1", password=SECRETS[0]))
+    try:
+        assert await asyncio.to_thread(run, pooled, 'PAUSE "postgres"', password=SECRETS[0]) == "PAUSE\n"
+        waiting = [asyncio.create_task(client.fetchval("SELECT 1")) for client in clients]
+        assert await other.fetchval("SELECT 2") == 2
+        await asyncio.sleep(1.8)
+        assert not any(task.done() for task in waiting)
+        assert "postgres|" in await asyncio.to_thread(run, pooled, "SHOW DATABASES", password=SECRETS[0])
+        # A worker that is started again is told of it.
+        assert await asyncio.to_thread(run, pooled, "RESUME postgres", password=SECRETS[0]) == "RESUME\n"
+        assert await asyncio.gather(*waiting) == [1, 1, 1, 1]
+    finally:
+        pooled.write_config(queue_timeout=30, queue_limit=1000)
+        await asyncio.to_thread(run, pooled, "RESUME; RELOAD", password=SECRETS[0])
+        for client in (*clients, other):
+            await client.close()
+
+
+async def test_a_pause_that_waits_can_be_cancelled_and_holds(pooled: Proxy) -> None:
+    client = await asyncpg.connect(pooled.dsn(password=SECRETS[0]))
+    pause = None
+    try:
+        async with client.transaction():
+            await client.fetchval("SELECT 1")
+            pause = await asyncio.to_thread(start, pooled, "PAUSE", password=SECRETS[0])
+            await asyncio.sleep(0.5)
+            pause.send_signal(signal.SIGINT)
+            said, _ = await asyncio.to_thread(pause.communicate, None, 10)
+            assert "ERROR:  57014: canceling statement due to user request" in said
+        waits = asyncio.create_task(client.fetchval("SELECT 1"))
+        await asyncio.sleep(0.2)
+        assert not waits.done()
+        await asyncio.to_thread(run, pooled, "RESUME", password=SECRETS[0])
+        assert await waits == 1
+    finally:
+        await asyncio.to_thread(run, pooled, "RESUME", password=SECRETS[0])
+        await client.close()
+
+
+async def test_in_session_mode_new_logins_wait(proxy: StartProxy) -> None:
+    started = proxy(workers=1)
+    early = await asyncpg.connect(started.dsn())
+    try:
+        assert "1 server connections stay" in await asyncio.to_thread(run, started, "PAUSE")
+        late = asyncio.create_task(asyncpg.connect(started.dsn()))
+        assert await early.fetchval("SELECT 1") == 1
+        await asyncio.sleep(0.3)
+        assert not late.done()
+        # A worker that is started again still keeps them waiting.
+        os.kill(started.workers()[0], signal.SIGKILL)
+        started.wait_log("worker_restarted")
+        with pytest.raises((OSError, asyncpg.PostgresError)):
+            await late
+        late = asyncio.create_task(asyncpg.connect(started.dsn()))
+        await asyncio.sleep(0.3)
+        assert not late.done()
+        assert await asyncio.to_thread(run, started, "RESUME") == "RESUME\n"
+        client = await asyncio.wait_for(late, 10)
+        assert await client.fetchval("SELECT 1") == 1
+        await client.close()
+    finally:
+        early.terminate()
+
+
+async def test_set_mode_and_others(proxy: StartProxy) -> None:
+    started = proxy(workers=1)
+    assert await asyncio.to_thread(run, started, "SET mode = observe; SHOW mode") == "SET\nobserve\n"
+    assert "ERROR:  22023" in await asyncio.to_thread(run, started, "SET mode = sideways")
+    assert await asyncio.to_thread(run, started, "SET log_slow_ms = 7; SHOW log_slow_ms") == "SET\n7\n"
+    assert await asyncio.to_thread(run, started, "SHOW mode") == "observe\n"
+    assert "can be changed in the configuration only" in await asyncio.to_thread(run, started, "SET auth = trust")
+    assert "cannot be changed without a restart" in await asyncio.to_thread(run, started, "SET pool_mode = session")
+    assert "log_slow_ms: " in await asyncio.to_thread(run, started, "SET log_slow_ms = soon")
+    assert "command=SET name=log_slow_ms value=7 outcome=done" in started.log_text()
+
+
+async def test_a_real_database_of_that_name_is_reached_where_ours_is_switched_off(
+    proxy: StartProxy, postgres: Postgres
+) -> None:
+    direct = await asyncpg.connect(postgres.dsn())
+    await direct.execute("CREATE DATABASE pilotwire")
+    try:
+        started = proxy(workers=1, admin_database="")
+        client = await asyncpg.connect(started.dsn("pilotwire"))
+        assert await client.fetchval("SELECT current_database()") == "pilotwire"
+        await client.close()
+    finally:
+        await direct.execute("DROP DATABASE pilotwire WITH (FORCE)")
+        await direct.close()
