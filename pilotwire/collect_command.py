@@ -7,13 +7,13 @@ option; 130: interrupted.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pilotwire import interrupting
 from pilotwire.errors import StartError
 from pilotwire.train_command import (
     INTERRUPTED,
@@ -75,7 +75,7 @@ def collect(
         try:
             sources = sources_of(queries, pg_stat_statements, log, store, days, limit, kept=True)
             limits = limits_of(budget, count_timeout, count_rows, connections, arms_budget, label_dsn)
-            summary, filled = asyncio.run(_fill(upstream, training_set, sources, limits, generate, seed, tell))
+            summary, filled = interrupting.run(_fill(upstream, training_set, sources, limits, generate, seed, tell))
         except TrainingError as error:
             raise StartError(str(error)) from None
         except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import asyncpg
 import typer
 from rich.console import Console
 
+from pilotwire import interrupting
 from pilotwire.demo.load import is_loaded, load
 from pilotwire.demo.traffic import run
 from pilotwire.errors import StartError
@@ -35,7 +36,7 @@ def demo_load(
     """Fill a database with the demo's shop and send its statements through a proxy. Passwords come from PGPASSWORD."""
     console = Console(highlight=False, soft_wrap=True)
     try:
-        asyncio.run(_work(direct, through, clients, seconds, seed, rows, console))
+        interrupting.run(_work(direct, through, clients, seconds, seed, rows, console))
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise StartError(f"{direct.rpartition('@')[2]}: {error}") from None
     return 0

@@ -7,7 +7,6 @@ measured until then is shown and written all the same.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pilotwire import interrupting
 from pilotwire.errors import StartError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _evaluate(upstream: str, queries: Path, arguments: dict[str, Any], html: Pat
             keep=lambda results: _keep(results, raw),
         )
         try:
-            asyncio.run(evaluation.run())
+            interrupting.run(evaluation.run())
         except TrainingError as error:
             code, said = 1, str(error)
         except KeyboardInterrupt:

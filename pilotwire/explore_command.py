@@ -7,7 +7,6 @@ which is said); 1: it could not be done, and one line says why; 2: a wrong optio
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pilotwire import interrupting
 from pilotwire.errors import StartError
 from pilotwire.store_access import ConfigOption, Found, StoreOption, find
 
@@ -160,7 +160,7 @@ def _run(
             with open_store(store.url, literals=store.literals) as opened:
                 exploration = Exploration(target, opened, options, tell)
                 try:
-                    asyncio.run(exploration.run(workload))
+                    interrupting.run(exploration.run(workload))
                 except KeyboardInterrupt:
                     code, said = INTERRUPTED, "interrupted; what was verified is kept"
                 except GONE as error:

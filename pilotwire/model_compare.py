@@ -6,7 +6,6 @@ interrupted.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pilotwire import interrupting
 from pilotwire.errors import StartError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _compared(
 
     try:
         with _progress(quiet=quiet) as tell:
-            return asyncio.run(run(upstream, read_file(queries), models, folders, progress=tell))
+            return interrupting.run(run(upstream, read_file(queries), models, folders, progress=tell))
     except TrainingError as error:
         raise StartError(str(error)) from None
 

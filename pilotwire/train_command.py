@@ -7,7 +7,6 @@ Exit code 0: the model is written; 1: it is not, and one line says why; 2: a wro
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 import json
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pilotwire import interrupting
 from pilotwire.errors import StartError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def train(
     with progress_bars(quiet=as_json) as tell:
         try:
             check_writable(out)
-            report = asyncio.run(
+            report = interrupting.run(
                 train_model(
                     upstream,
                     out,

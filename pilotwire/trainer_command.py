@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pilotwire import interrupting
 from pilotwire.errors import StartError
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _run(settings: Settings, *, once: bool, now: bool) -> int:
 
     try:
         with files.Lock(settings.state):
-            return 0 if asyncio.run(main()) else 1
+            return 0 if interrupting.run(main()) else 1
     except TrainingError as error:
         raise StartError(str(error)) from None
     except asyncio.CancelledError:

@@ -353,6 +353,7 @@ class WorkerContext:
     def pause(self, databases: Sequence[str], *, everything: bool) -> None:
         """Has new transactions of these databases wait, and those of all others go on."""
         self.pauses.put(databases, everything=everything)
+        self.counters.paused = int(everything or bool(databases))
         for pool in self._pools.values():
             pool.pause(paused=self.pauses.holds(pool.opener.database))
 

@@ -118,6 +118,7 @@ WORKER_METRICS: Final[tuple[Metric, ...]] = (
     _counter("backends_closed", "Server connections closed."),
     _gauge("backends_current", "Server connections open now."),
     _gauge("pool_waiting", "Clients waiting for a server connection now."),
+    _gauge("paused", "Workers in which clients are kept waiting by PAUSE."),
     _gauge("pool_clients", "Clients connected now, by user@database.", label="pool"),
     _gauge("pool_servers", "Server connections of a shared pool now, by user@database.", label="pool"),
     _gauge("pool_limit", "Server connections that a shared pool may have, by user@database.", label="pool"),
@@ -260,6 +261,7 @@ class Counters:
         "login_timeouts",
         "logins_failed",
         "parse_cache_evictions",
+        "paused",
         "pinned",
         "planner_connected",
         "pool_clients",
@@ -318,6 +320,7 @@ class Counters:
         self.backends_closed = 0
         self.backends_current = 0
         self.pool_waiting = 0
+        self.paused = 0
         self.pool_clients = Labelled()
         self.pool_servers = Labelled()
         self.pool_limit = Labelled()

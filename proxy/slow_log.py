@@ -7,14 +7,16 @@ prepared is told only where steering has kept its text. Called for slow statemen
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from proxy.logs import Value
-from proxy.steering.template import template
+from proxy.steering.template import BROKEN, template
 
 if TYPE_CHECKING:
     from proxy.session_base import Session
 
+_QUOTE: Final = re.compile(rb"['\"$/]|--")
 MAX_TEXT: Final = 16 * 1024
 """Bytes of a text that are looked at; of the result the log keeps the beginning."""
 
@@ -43,8 +45,9 @@ def slow_statement(session: Session, seconds: float) -> dict[str, Value]:
 def shown(text: bytes, conforming: bool | None, *, literals: bool) -> str:
     """A statement as it may be shown. ``conforming``: standard_conforming_strings; None where it is not known."""
     if not literals:
-        if conforming is None and b"\\" in text:
-            # Where a string with a backslash ends depends on it.
-            text = text.partition(b"'")[0]
-        text = template(text, conforming=conforming is not False)[0]
+        key, flags = template(text, conforming=conforming is not False)
+        if flags & BROKEN or (conforming is None and b"\\" in text):
+            # Where its strings end is not known: what stands before the first is all that can be shown.
+            key = template(_QUOTE.split(text, 1)[0])[0]
+        text = key
     return text.decode("utf-8", "replace")

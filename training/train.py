@@ -170,8 +170,7 @@ async def train_model(
             max_age=max_age,
             tell=tell,
         )
-        labelled = filled.labelled(kept)
-        place = str(kept.path)
+        labelled, place = filled.labelled(kept), str(kept.path)
     built, train_seconds = await _train(labelled, kind, algorithm, settings or Settings(), seed, tell)
     tell(Step("writing the model"))
     manifest, size = await asyncio.to_thread(write, built, labelled, out, seconds=train_seconds, seed=seed)

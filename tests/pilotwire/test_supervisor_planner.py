@@ -74,6 +74,12 @@ def test_models_are_listed_and_reloaded(proxy: StartProxy, tmp_path: Path) -> No
     constant_model(models, version="1.2.0")
     target.signal(signal.SIGHUP)
     wait_until(lambda: target.metrics().get('pilotwire_model_info{model="times-e2-1.2.0"}') == 1)
+    metrics = target.metrics()
+    # Three models took over, one after the other; the broken file was looked at again each time.
+    assert metrics['pilotwire_model_swaps_total{kind="cardinality"}'] == 3
+    assert metrics["pilotwire_model_load_seconds_count"] == 3
+    assert metrics["pilotwire_model_check_seconds_count"] >= 4
+    assert 0 < metrics["pilotwire_model_load_seconds_sum"] < 30
 
 
 def test_a_killed_planner_is_started_again_and_nobody_is_refused(proxy: StartProxy, tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ def test_written_then_used_then_there_for_the_next(tmp_path: Path) -> None:
     with open_store(url) as store:
         assert [arm.arm for arm in store.arms(key=KEY, state=State.APPROVED)] == [ARM.arm]
         assert [line.after for line in store.ledger(key=KEY, kind="state")] == ["approved", "trial"]
+    written = first.counters.snapshot()
+    assert written["store_written{arm}"] >= 1
+    assert written["store_written{ledger}"] >= 2
     second = Instance(url)
     second.until(lambda: len(second.memory) == 1)
     assert ask(second.memory).approved

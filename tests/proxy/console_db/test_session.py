@@ -43,11 +43,10 @@ def pooled(module_proxy: StartProxy, tmp_path_factory: pytest.TempPathFactory) -
     users = tmp_path_factory.mktemp("users") / "users.txt"
     users.touch(mode=0o600)
     users.write_text('"postgres" "planted-password"\n"reader" "planted-reader"\n"stranger" "planted-reader"\n')
-    started = module_proxy(
+    return module_proxy(
         auth="scram-sha-256", users_file=str(users), upstream_password="planted-upstream", workers=2,
         admin_token="planted-admin-token", pool_mode="transaction", stats_users=["reader"], admin_users=["postgres"],
     )  # fmt: skip
-    return started
 
 
 def test_psql_sees_every_table(pooled: Proxy) -> None:
@@ -158,7 +157,6 @@ async def test_one_database_is_paused_and_waiting_has_no_end_of_its_own(pooled: 
         await asyncio.sleep(1.8)
         assert not any(task.done() for task in waiting)
         assert "postgres|" in await asyncio.to_thread(run, pooled, "SHOW DATABASES", password=SECRETS[0])
-        # A worker that is started again is told of it.
         assert await asyncio.to_thread(run, pooled, "RESUME postgres", password=SECRETS[0]) == "RESUME\n"
         assert await asyncio.gather(*waiting) == [1, 1, 1, 1]
     finally:
@@ -214,28 +212,32 @@ async def test_in_session_mode_new_logins_wait(proxy: StartProxy) -> None:
         early.terminate()
 
 
-async def test_set_mode_and_others(proxy: StartProxy) -> None:
-    started = proxy(workers=1)
-    assert await asyncio.to_thread(run, started, "SET mode = observe; SHOW mode") == "SET\nobserve\n"
-    assert "ERROR:  22023" in await asyncio.to_thread(run, started, "SET mode = sideways")
-    assert await asyncio.to_thread(run, started, "SET log_slow_ms = 7; SHOW log_slow_ms") == "SET\n7\n"
-    assert await asyncio.to_thread(run, started, "SHOW mode") == "observe\n"
-    assert "can be changed in the configuration only" in await asyncio.to_thread(run, started, "SET auth = trust")
-    assert "cannot be changed without a restart" in await asyncio.to_thread(run, started, "SET pool_mode = session")
-    assert "log_slow_ms: " in await asyncio.to_thread(run, started, "SET log_slow_ms = soon")
-    assert "command=SET name=log_slow_ms value=7 outcome=done" in started.log_text()
+async def test_set_mode_and_others(pooled: Proxy) -> None:
+    def said(sql: str) -> str:
+        return run(pooled, sql, password=SECRETS[0])
+
+    assert said("SET mode = observe; SHOW mode") == "SET\nobserve\n"
+    assert "ERROR:  22023" in said("SET mode = sideways")
+    assert said("SET log_slow_ms = 700; SHOW log_slow_ms; SHOW mode; SET mode = on") == "SET\n700\nobserve\nSET\n"
+    assert "can be changed in the configuration only" in said("SET auth = trust")
+    assert "cannot be changed without a restart" in said("SET pool_mode = session")
+    assert "log_slow_ms: " in said("SET log_slow_ms = soon")
+    assert "command=SET name=log_slow_ms value=700 outcome=done" in pooled.log_text()
 
 
 async def test_a_real_database_of_that_name_is_reached_where_ours_is_switched_off(
-    proxy: StartProxy, postgres: Postgres
+    pooled: Proxy, postgres: Postgres
 ) -> None:
     direct = await asyncpg.connect(postgres.dsn())
     await direct.execute("CREATE DATABASE pilotwire")
+    pooled.write_config(admin_database="")
     try:
-        started = proxy(workers=1, admin_database="")
-        client = await asyncpg.connect(started.dsn("pilotwire"))
+        assert "RELOAD" in await asyncio.to_thread(run, pooled, "RELOAD", password=SECRETS[0])
+        client = await asyncpg.connect(pooled.dsn("pilotwire", password=SECRETS[0]))
         assert await client.fetchval("SELECT current_database()") == "pilotwire"
         await client.close()
     finally:
+        pooled.write_config(admin_database="pilotwire")
+        pooled.signal(signal.SIGHUP)
         await direct.execute("DROP DATABASE pilotwire WITH (FORCE)")
         await direct.close()

@@ -362,21 +362,22 @@ assert writer.stats().written["ledger"] == 1001
 
 
 KILLED = """
-import sys, time
+import os, sys, time
 from planner.memory.records import *
 from planner.memory.store.writer import Writer
 from tests.planner.memory.store.made import arm, execution, key, line
 def committed(records):
     for record in records:
         if isinstance(record, ArmRecord):
-            print("approved", record.arm, flush=True)
+            # One write each: two threads say something here.
+            os.write(1, f"approved {record.arm}\\n".encode())
 writer = Writer(sys.argv[1], committed)
 number = 0
 while True:
     number += 1
     writer.put(arm(1, f"arm{number}", state=State.APPROVED), line(number, arm=f"arm{number}", after="approved"))
     writer.put(execution(number, at=time.time()))
-    print("put", number, time.time(), flush=True)
+    os.write(1, f"put {number} {time.time()}\\n".encode())
     time.sleep(0.002)
 """
 
