@@ -28,8 +28,8 @@ COMMAND_LINE, ENVIRONMENT, DEFAULT = "command line", "environment", "default"
 WORKED_OUT = "worked out from other settings"
 SECRETS = frozenset({"admin_token", "store_password", "upstream_password"})
 LISTS = frozenset({
-    "listen", "read_only_users", "steer_off_applications", "steer_off_databases", "steer_off_fingerprints",
-    "steer_modes", "steer_off_users",
+    "admin_users", "listen", "read_only_users", "stats_users", "steer_off_applications", "steer_off_databases",
+    "steer_off_fingerprints", "steer_modes", "steer_off_users",
 })  # fmt: skip
 _NOT_SETTINGS = frozenset({"PILOTWIRE_CONFIG", settings_store.STATE_VARIABLE})
 

@@ -206,7 +206,7 @@ class WorkerContext:
             transport.write(refused)
             transport.close()
             return
-        console = ConsoleSession(self, login, transport, pending, allowed, version("pilotwire"))
+        console = ConsoleSession(self, login, transport, pending, version("pilotwire"))
         self.consoles.add(console)
         self._keys[console.key[0]] = console
         self.log.event("admin_login", id=login.id, user=login.user, peer=login.peer, rights=allowed.name.lower())
@@ -234,7 +234,7 @@ class WorkerContext:
     def _steering(self, login: Login) -> Steering:
         if self.steerer is None:
             return LeaveAlone()
-        return SessionSteering(self.steerer, login.database, login.user, login.settings)
+        return SessionSteering(self.steerer, login.database, login.user, login.settings, login.id)
 
     def pooled_conversation(self, login: Login, pool: BackendPool) -> PooledConversation:
         settings = {}
@@ -401,7 +401,9 @@ class WorkerContext:
         try:
             await self._cancel(pid, secret)
         except (OSError, TimeoutError) as error:
-            self.log.event("cancel_failed", level="warning", error=str(error) or type(error).__name__)
+            meant_for = self._keys.get(pid)
+            name = meant_for.login.id if meant_for is not None else None
+            self.log.event("cancel_failed", level="warning", id=name, error=str(error) or type(error).__name__)
         finally:
             self._cancels -= 1
 
@@ -467,7 +469,8 @@ class WorkerContext:
             await self._send_cancel(backend.address, backend.pid, backend.secret)
         except (OSError, TimeoutError) as error:
             self.counters.steering_stops_failed += 1
-            self.log.event("stop_failed", level="warning", error=str(error) or type(error).__name__)
+            name = backend.owner.login.id if isinstance(backend.owner, Session) else None
+            self.log.event("stop_failed", level="warning", id=name, error=str(error) or type(error).__name__)
             return False
         return True
 

@@ -115,7 +115,9 @@ def refusal(context: GreetingContext, ticket: Ticket, startup: StartupMessage, *
     """Admits the client, or says why not; in the order in which the server checks."""
     if ticket.late:
         return SHUTTING_DOWN
-    if not ticket.admit():
+    own = meant(context.settings, startup.database, startup.replication)
+    # Whoever runs the proxy gets in when it is full; until then he counts among those who have said nothing.
+    if not ticket.admit() and not own:
         context.counters.queue_rejected += 1
         return TOO_MANY_CLIENTS
     if not encrypted and ticket.peer != UNIX and context.settings.client_tls_mode in _TLS_REQUIRED:
@@ -356,7 +358,9 @@ class Greeting(asyncio.Protocol):
             raise RuntimeError("verified before the start-up message")
         if self._encrypted and self._context.settings.client_tls_mode == "verify-full":
             check_common_name(startup.user, self._certificate())
-        if len(self._context.sessions) >= self._context.settings.max_clients:
+        settings = self._context.settings
+        own = meant(settings, startup.database, startup.replication)
+        if len(self._context.sessions) >= settings.max_clients and not own:
             self._context.counters.queue_rejected += 1
             self._end(last + TOO_MANY_CLIENTS.response)
             return

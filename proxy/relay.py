@@ -68,6 +68,7 @@ class RelaySession(asyncio.Protocol):
         self.context.spawn(self._connect())
 
     async def _connect(self) -> None:
+        await self.context.pauses.over(self.login.database)
         try:
             async with asyncio.timeout(self.context.settings.login_timeout):
                 server, _, self._address = await connect(self.context.settings, self.context.tls)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from proxy.console_db import replies
 from proxy.console_db.commands import Command, CommandError, parse
-from proxy.console_db.rights import Rights
+from proxy.console_db.rights import Rights, rights
 from proxy.control import ControlLostError
 from proxy.login import Login
 from proxy.wire.frames import (
@@ -50,28 +50,19 @@ _NO_EXTENDED: Final = CommandError(
     "0A000", "the administration database speaks the simple protocol only", "With psql there is nothing to do; with a "
     "driver, choose its simple query mode.",
 )  # fmt: skip
-_NOT_ALLOWED: Final = CommandError("42501", "permission denied: only administrators (admin_users) may do this")
-_CANCELLED: Final = CommandError("57014", "canceling statement due to user request", "What was paused stays paused.")
 
 
 class ConsoleSession(asyncio.Protocol):
     """See the module. ``key`` is the cancel key."""
 
     def __init__(
-        self,
-        context: WorkerContext,
-        login: Login,
-        transport: asyncio.Transport,
-        pending: bytes,
-        rights: Rights,
-        version: str,
+        self, context: WorkerContext, login: Login, transport: asyncio.Transport, pending: bytes, version: str
     ) -> None:
         self.login = login
         self.key: tuple[int, bytes] = context.new_key(long=login.minor >= 2)
         self._context = context
         self._transport = transport
         self._buffer = pending
-        self._rights = rights
         self._version = version
         self._task: asyncio.Task[None] | None = None
         self._cancelled = asyncio.Event()
@@ -196,13 +187,17 @@ class ConsoleSession(asyncio.Protocol):
         self._transport.write(ready_for_query())
 
     async def _carry_out(self, command: Command) -> None:
+        # Looked up each time: a reload may have taken them away.
+        allowed = rights(self._context.settings, self.login)
         if not command.changes:
+            if allowed < Rights.SHOW:
+                raise _not_allowed()
             await self._answered(command)
             return
         outcome: str = "lost"
         try:
-            if self._rights is not Rights.ALL:
-                raise _NOT_ALLOWED
+            if allowed is not Rights.ALL:
+                raise _not_allowed()
             await self._answered(command)
             outcome = "done"
         except CommandError as error:
@@ -251,7 +246,7 @@ class ConsoleSession(asyncio.Protocol):
                 await self._cancelled.wait()
         except TimeoutError:
             return
-        raise _CANCELLED
+        raise CommandError("57014", "canceling statement due to user request", "What was paused stays paused.")
 
     async def _ask(self, command: Command, after: str) -> dict[str, Any]:
         ask = self._context.ask_supervisor
@@ -270,3 +265,7 @@ class ConsoleSession(asyncio.Protocol):
             return answer
         sqlstate, text, hint = cast("list[str]", answer["failure"])
         raise CommandError(sqlstate, text, hint)
+
+
+def _not_allowed() -> CommandError:
+    return CommandError("42501", "permission denied: only administrators (admin_users) may do this")

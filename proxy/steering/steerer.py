@@ -207,7 +207,6 @@ class SessionSteering:
         "_began",
         "_bind",
         "_cache",
-        "_conforming",
         "_control",
         "_count",
         "_error",
@@ -226,6 +225,8 @@ class SessionSteering:
         "_utf8",
         "application",
         "asking",
+        "conforming",
+        "connection",
         "database",
         "search_path",
         "template",
@@ -234,7 +235,10 @@ class SessionSteering:
         "waited",
     )
 
-    def __init__(self, owner: Steerer, database: str, user: str, settings: dict[str, str]) -> None:
+    def __init__(
+        self, owner: Steerer, database: str, user: str, settings: dict[str, str], connection: str = ""
+    ) -> None:
+        self.connection = connection  # its name in the log
         self._owner = owner
         self._cache = owner.cache
         self.database = database
@@ -247,7 +251,7 @@ class SessionSteering:
         self._level = LEVELS.get(start.get("pilotwire.mode", "on").lower(), ON)
         self._local = -1  # the level of a SET LOCAL, until the transaction ends
         self._utf8 = _is_utf8(encoding.encode("utf-8", "surrogateescape"))
-        self._conforming = True
+        self.conforming = True  # a backslash in a plain string is an ordinary character
         self._reported_path = False
         self._scope = 0
         self._count = 0
@@ -323,7 +327,7 @@ class SessionSteering:
         self._stopped = 0.0
         if level == OBSERVE:
             return self._left("observe")
-        if not (self._utf8 or known.text.isascii()) or not (self._conforming or b"\\" not in known.text):
+        if not (self._utf8 or known.text.isascii()) or not (self.conforming or b"\\" not in known.text):
             return self._left("encoding")
         if not self._scope:
             self._scope = self._cache.scope(self.database, self.user, self.application, self.search_path)
@@ -399,7 +403,8 @@ class SessionSteering:
             self._reason = "refused"
         state, words = sqlstate.decode("ascii", "replace"), message.decode("utf-8", "replace")
         self._owner.client.refused(Refused(self.database, template.digest, text, state, words))
-        self._owner.log.event("advice_refused", level="warning", sqlstate=state, error=words, again=again)
+        told = {"id": self.connection, "sqlstate": state, "error": words}
+        self._owner.log.event("advice_refused", level="warning", **told, again=again)
 
     # ------------------------------------------------------------------ waiting and measuring
 
@@ -485,11 +490,6 @@ class SessionSteering:
         """Seconds that the statement which ran was held up here: waiting for advice, and in a run that was stopped."""
         return self.waited + self._stopped
 
-    @property
-    def conforming(self) -> bool:
-        """Whether a backslash in a plain string is an ordinary character."""
-        return self._conforming
-
     def outcome(self) -> dict[str, str]:
         """What was decided about the statement that runs, or ran until `done` is called: for a person to read."""
         if self.template is None:
@@ -525,7 +525,7 @@ class SessionSteering:
         elif name == b"client_encoding":
             self._utf8 = _is_utf8(value)
         elif name == b"standard_conforming_strings":
-            self._conforming = value != b"off"
+            self.conforming = value != b"off"
 
     def _set_path(self, value: bytes) -> None:
         self.search_path = value.decode("utf-8", "replace")

@@ -93,8 +93,9 @@ def traced(module_proxy: StartProxy, collector: Collector, planner: ScriptedPlan
 def slow(proxy: Proxy, marker: str) -> dict[str, Any]:
     """The one line about a slow statement with that word."""
     events = [json.loads(line) for line in proxy.log_text().splitlines() if line.startswith("{")]
-    (found,) = [line for line in events if line["event"] == "slow_statement" and marker in line.get("statement", "")]
-    return found
+    found: list[dict[str, Any]] = [line for line in events if marker in line.get("statement", "")]
+    assert [line["event"] for line in found] == ["slow_statement"]
+    return found[0]
 
 
 async def test_a_steered_statement_below_the_clients_own_span(

@@ -6,12 +6,14 @@ import asyncio
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from proxy.console_db.commands import SHOWN
-from tests.conftest import StartProxy
+from tests.conftest import StartPostgres, StartProxy
+from tests.pilotwire.test_handover import take_over
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
 
@@ -187,6 +189,28 @@ async def test_a_pause_that_waits_can_be_cancelled_and_holds(pooled: Proxy) -> N
         await client.close()
 
 
+async def test_it_can_be_reached_when_no_other_client_can(pooled: Proxy) -> None:
+    pooled.write_config(max_clients=1)
+    clients: list[asyncpg.Connection] = []
+
+    async def fill() -> None:
+        while True:
+            clients.append(await asyncpg.connect(pooled.dsn(password=SECRETS[0])))
+
+    try:
+        assert "max_clients" in await asyncio.to_thread(run, pooled, "RELOAD", password=SECRETS[0])
+        with pytest.raises(asyncpg.TooManyConnectionsError):
+            await fill()
+        # In every worker, whichever takes the connection.
+        for _ in range(4):
+            assert "pilotwire 0." in await asyncio.to_thread(run, pooled, "SHOW VERSION", password=SECRETS[0])
+        for client in clients:
+            await client.close()
+    finally:
+        pooled.write_config(max_clients=10000)
+        await asyncio.to_thread(run, pooled, "RELOAD", password=SECRETS[0])
+
+
 async def test_in_session_mode_new_logins_wait(proxy: StartProxy) -> None:
     started = proxy(workers=1)
     early = await asyncpg.connect(started.dsn())
@@ -241,3 +265,30 @@ async def test_a_real_database_of_that_name_is_reached_where_ours_is_switched_of
         pooled.signal(signal.SIGHUP)
         await direct.execute("DROP DATABASE pilotwire WITH (FORCE)")
         await direct.close()
+
+
+@pytest.mark.long
+async def test_the_server_is_restarted_and_the_proxy_replaced_behind_a_pause(
+    proxy: StartProxy, start_postgres: StartPostgres, tmp_path: Path
+) -> None:
+    """No client notices more than the time it takes."""
+    server = await asyncio.to_thread(start_postgres)
+    started = proxy(server, pool_mode="transaction", workers=2, control_socket=str(tmp_path / "control"))
+    clients = [await asyncpg.connect(started.dsn()) for _ in range(4)]
+    for client in clients:
+        await client.fetchval("SELECT 1")
+    assert await asyncio.to_thread(run, started, "PAUSE") == "PAUSE\n"
+    waiting = [asyncio.create_task(client.fetchval("SELECT 42")) for client in clients[:2]]
+    old = await asyncio.to_thread(take_over, started)
+    await asyncio.to_thread(server.restart)
+    waiting += [asyncio.create_task(client.fetchval("SELECT 42")) for client in clients[2:]]
+    late = asyncio.create_task(asyncpg.connect(started.dsn()))
+    await asyncio.sleep(0.5)
+    assert not any(task.done() for task in (*waiting, late))
+    # The new process knows what is paused, and tells the old one when it is not any more.
+    assert "|t" in await asyncio.to_thread(run, started, "SHOW DATABASES")
+    assert await asyncio.to_thread(run, started, "RESUME") == "RESUME\n"
+    assert await asyncio.wait_for(asyncio.gather(*waiting), 10) == [42] * 4
+    for client in (*clients, await late):
+        await client.close()
+    assert await asyncio.to_thread(old.wait, 20) == 0
