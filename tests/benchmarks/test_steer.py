@@ -22,8 +22,8 @@ from training.evaluate.measure import Series
 BLIND = ("planner", "proxy", "model_runtime", "training")
 GENERAL = frozenset({
     "age", "amount", "channel", "class", "code", "comments", "cost", "count", "date", "id", "kind", "location",
-    "method", "name", "orders", "price", "products", "reason", "region", "returns", "status", "stores", "tags", "title", "total", "users", "views",
-    "votes",
+    "method", "name", "orders", "price", "products", "reason", "region", "returns", "status", "stores", "tags",
+    "title", "total", "users", "views", "votes",
 })  # fmt: skip
 """Names of tables and columns that are ordinary words too: what a function returns, join orders, comments, views ...
 They may be used as words; a string literal that consists of nothing else may be one of them only if in `LITERALS`."""
