@@ -15,6 +15,7 @@ import typer
 
 from pilotwire import interrupting
 from pilotwire.errors import StartError
+from pilotwire.progress import progress_bars
 from pilotwire.train_command import (
     INTERRUPTED,
     SHOWN_SKIPPED,
@@ -36,7 +37,6 @@ from pilotwire.train_command import (
     Upstream,
     interrupted,
     limits_of,
-    progress_bars,
     sources_of,
 )
 

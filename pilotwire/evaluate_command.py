@@ -97,14 +97,15 @@ def _evaluate(upstream: str, queries: Path, arguments: dict[str, Any], html: Pat
     from rich.console import Console
 
     from pilotwire.cli import fail
-    from pilotwire.evaluate_view import progress, show
+    from pilotwire.evaluate_view import show
+    from pilotwire.progress import progress_bars
     from training.errors import TrainingError
     from training.evaluate.evaluation import Evaluation
 
     raw = _probe(html) if html is not None else None
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200)
     code, said = 0, ""
-    with tempfile.TemporaryDirectory(prefix="pilotwire-evaluate-") as work, progress(quiet=as_json) as tell:
+    with tempfile.TemporaryDirectory(prefix="pilotwire-evaluate-") as work, progress_bars(quiet=as_json) as tell:
         kept = html.with_name(f"{html.stem}.counts") if html is not None else Path(work) / "counts"
         evaluation = Evaluation(
             upstream,

@@ -1,60 +1,17 @@
-"""What ``pilotwire evaluate`` shows: progress while it runs, tables when it has ended."""
+"""The tables that ``pilotwire evaluate`` ends with."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
     from rich.table import Table
 
-    from training.evaluate.options import Step
     from training.evaluate.results import Results
 
 SHOWN = 40
 LISTED = 5
-
-
-@contextlib.contextmanager
-def progress(*, quiet: bool) -> Iterator[Callable[[Step], None]]:
-    """Shows the steps on standard error: bars on a terminal, one line a step elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False)
-    if quiet or not console.is_terminal:
-        seen: set[str] = set()
-
-        def line(step: Step) -> None:
-            if not quiet and step.name not in seen:
-                seen.add(step.name)
-                total = f" ({step.total})" if step.total else ""
-                console.print(f"{step.name}{total} ...", soft_wrap=True)
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(step: Step) -> None:
-            total = step.total or None
-            if step.name not in tasks:
-                for earlier in tasks.values():
-                    bars.update(earlier, completed=1, total=1, visible=False)
-                tasks[step.name] = bars.add_task(step.name, total=total, note="")
-            bars.update(tasks[step.name], completed=step.done, total=total, note=step.note)
-
-        yield show
 
 
 def show(results: Results, console: Console) -> None:

@@ -254,6 +254,8 @@ def main() -> int:
     from planner.memory.store import StoreError
 
     os.nice(NICE)
+    # The supervisor's kill switch, which may be sent to the whole group.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     # Not by the buffered file: what is behind the line must stay in the pipe.
     line = bytearray()
     while not line.endswith(b"\n") and len(line) < MAX_LINE and (byte := os.read(0, 1)):

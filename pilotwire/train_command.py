@@ -7,10 +7,8 @@ Exit code 0: the model is written; 1: it is not, and one line says why; 2: a wro
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,13 +16,13 @@ import typer
 
 from pilotwire import interrupting
 from pilotwire.errors import StartError
+from pilotwire.progress import progress_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
 
     from training.collect import Limits, Sources
-    from training.train import Report, Step
+    from training.train import Report
 
 INTERRUPTED = 130
 SHOWN_SKIPPED = 5
@@ -204,45 +202,6 @@ def interrupted(place: Path) -> str:
     """What to say after Ctrl-C."""
     hint = f": what was done is kept in {place}, run the same command again to go on" if place.exists() else ""
     return f"interrupted{hint}"
-
-
-@contextlib.contextmanager
-def progress_bars(*, quiet: bool) -> Iterator[Callable[[Step], None]]:
-    """Shows the steps on standard error: bars on a terminal, one line a step elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False)
-    if quiet or not console.is_terminal:
-        seen: set[str] = set()
-
-        def line(step: Step) -> None:
-            if not quiet and step.name not in seen:
-                seen.add(step.name)
-                total = f" ({step.total})" if step.total else ""
-                console.print(f"{step.name}{total} ...", soft_wrap=True)
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(step: Step) -> None:
-            total = step.total or None
-            if step.name not in tasks:
-                for earlier in tasks.values():
-                    bars.update(earlier, completed=1, total=1, visible=False)
-                tasks[step.name] = bars.add_task(step.name, total=total, note="")
-            bars.update(tasks[step.name], completed=step.done, total=total, note=step.note)
-
-        yield show
 
 
 def _summarise(report: Report, console: Console) -> None:

@@ -528,8 +528,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--control", type=int, required=True, help="descriptor of the control channel")
     sock = socket.socket(fileno=parser.parse_args(arguments).control)
     faulthandler.enable()
-    # Ctrl-C in the terminal is the supervisor's.
+    # Ctrl-C in the terminal is the supervisor's, and so is the kill switch, which may be sent to the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     # Two threads compute; the event loop must not wait the default 5 ms for its turn.
     sys.setswitchinterval(0.001)
     uvloop.run(run(sock))

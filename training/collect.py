@@ -35,6 +35,7 @@ from training.sources import Plan, Told
 from training.sources.log import read_log
 from training.sources.pg_stat_statements import read_statements
 from training.sources.proxy import read_store
+from training.steps import Step, Tell
 from training.training_set import GENERATED, Statement, TrainingSet, statement_key
 
 BUDGET_SECONDS: Final = 300.0
@@ -46,19 +47,6 @@ EXPLAIN_COST: Final = 30_000.0
 FEW: Final = 200
 MOST_GENERATED: Final = 400
 STATEMENTS: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Where it is: ``done`` of ``total`` parts of what ``name`` says; ``note`` has details in a few words."""
-
-    name: str
-    done: int = 0
-    total: int = 0
-    note: str = ""
-
-
-Tell = Callable[[Step], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,7 +279,7 @@ class _Fitting:
                     raise Stopped
                 loss = self._loss(torch.from_numpy(order[start : start + settings.batch]))
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 schedule.step()
             if (epoch + 1) % JUDGED_EPOCHS and epoch + 1 < most:

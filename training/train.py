@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from training.collect import BUDGET_SECONDS, COUNT_SECONDS, Filled, Limits, Sources, Step, Tell, fill
+from training.collect import BUDGET_SECONDS, COUNT_SECONDS, Filled, Limits, Sources, fill
 from training.dataset import Labelled
 from training.errors import TrainingError
 from training.gbdt import PERCENTILES, Settings, Split, Stopped, train
 from training.model_file import Built, of_trees, write
 from training.queries import Workload, read_file
+from training.steps import Step, Tell
 from training.training_set import TrainingSet, explain_os
 
 __all__ = ["Limits", "Report", "Sources", "Step", "set_path", "train_baseline", "train_model"]

@@ -36,7 +36,8 @@ from planner.features.flat import Flat
 from planner.planner import Planner
 from training.errors import TrainingError
 from training.queries import read_text
-from training.train import Step, train_baseline
+from training.steps import Step
+from training.train import train_baseline
 
 DATABASE: Final = "demo"
 MODEL_FILE: Final = "demo.onnx"

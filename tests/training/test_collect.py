@@ -14,9 +14,10 @@ from planner.memory.records import DEFAULT_ARM
 from tests.conftest import StartPostgres
 from tests.support.postgres import Postgres
 from tests.training import shop
-from training.collect import Filled, Limits, Sources, Step, fill
+from training.collect import Filled, Limits, Sources, fill
 from training.errors import TrainingError
 from training.queries import Query, Workload, read_text
+from training.steps import Step
 from training.training_set import TrainingSet
 
 QUERIES = shop.queries(12, seed=21)

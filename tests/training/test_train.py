@@ -22,7 +22,8 @@ from training.errors import TrainingError
 from training.gbdt import Settings, Trained, train
 from training.model_file import LEAST_DEVIATION
 from training.queries import read_file
-from training.train import Limits, Sources, Step, set_path, train_baseline, train_model
+from training.steps import Step
+from training.train import Limits, Sources, set_path, train_baseline, train_model
 from training.training_set import TrainingSet
 
 QUICK = Settings(folds=3, members=1, rounds=60, rate=0.15, deviation_rounds=10)

@@ -30,12 +30,13 @@ from training.evaluate.cases import Seen, read_cases, with_training
 from training.evaluate.contenders import Contender, decide
 from training.evaluate.cross import Crossed, cross_validate
 from training.evaluate.measuring import GONE, Measurer
-from training.evaluate.options import Options, Prepared, Step
+from training.evaluate.options import Options, Prepared
 from training.evaluate.results import PROXY, PROXY_OFF, Results, Split, now, sha256
 from training.evaluate.splits import SPLITS
 from training.evaluate.truth import Truth, find_truth
 from training.labels import Labels
 from training.queries import Workload, read_file
+from training.steps import Step
 
 KEEP_SECONDS: Final = 10.0
 SETTINGS: Final = (

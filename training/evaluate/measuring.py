@@ -22,8 +22,9 @@ from planner.memory.arms import PORTFOLIO
 from training.evaluate import plans, runs
 from training.evaluate.cases import Case
 from training.evaluate.measure import SLOWER, slowdown
-from training.evaluate.options import Options, Prepared, Step
+from training.evaluate.options import Options, Prepared
 from training.evaluate.results import ARM, DEFAULT, TRUE_ROWS, Measured, Results, Steered
+from training.steps import Step
 
 ARM_LIMIT_FACTOR: Final = 3.0
 """An arm that takes so many times the default's time is stopped: no summary needs to know how bad it is."""

@@ -32,16 +32,6 @@ class Options:
     max_age: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Where an evaluation is: ``done`` of ``total`` parts of what ``name`` says."""
-
-    name: str
-    done: int = 0
-    total: int = 0
-    note: str = ""
-
-
 @dataclass(slots=True)
 class Prepared:
     """``steering`` has each model by the kind's name and the case's; ``decisions`` by both names."""

@@ -20,10 +20,11 @@ from training.errors import TrainingError
 from training.evaluate import cross
 from training.evaluate.evaluation import Evaluation
 from training.evaluate.measure import Series
-from training.evaluate.options import Options, Step
+from training.evaluate.options import Options
 from training.evaluate.report import render
 from training.evaluate.results import DEFAULT, TRUE_ROWS, Results
 from training.queries import Query, Workload
+from training.steps import Step
 
 QUICK = Options(rounds=1, limit=5, truth_budget=20, count_seconds=5)
 QUERIES = shop.queries(12, seed=3)
