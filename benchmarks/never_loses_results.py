@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ratios import Verdict
-from benchmarks.report import machine, show_verdicts
+from benchmarks.report import head, show_verdicts
 from training.evaluate.measure import SLACK_MS
 
 DIRECT: Final = "direct"
@@ -133,12 +132,7 @@ class Results:
 
     def as_json(self) -> str:
         content = {
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "complete": self.complete,
-            "machine": machine(),
-            "versions": self.versions,
-            "settings": self.settings,
-            "verdicts": [{**asdict(verdict), "passed": verdict.passed} for verdict in self.verdicts()],
+            **head(self),
             "kinds": [asdict(kind) for kind in self.kinds],
         }
         return json.dumps(content, indent=1) + "\n"

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from rich.console import Console
@@ -61,12 +61,7 @@ class Results:
     def as_json(self) -> str:
         """The whole run: machine, versions, settings, raw samples and what was computed from them."""
         content = {
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "complete": self.complete,
-            "machine": machine(),
-            "versions": self.versions,
-            "settings": self.settings,
-            "verdicts": [{**asdict(verdict), "passed": verdict.passed} for verdict in self.verdicts()],
+            **head(self),
             "ratios": {target: [asdict(ratio) for ratio in ratios] for target, ratios in self.ratios().items()},
             "samples": [{**asdict(sample), "cpu_us": sample.cpu_us} for sample in self.samples],
             "queries": [asdict(times) for times in self.queries],
@@ -182,6 +177,28 @@ def _show_streams(results: Results, console: Console) -> None:
     for stall in results.stalls:
         table.add_row(stall.target, stall.what, "", "", f"{stall.growth / MIB:.1f}")
     console.print(table)
+
+
+class Run(Protocol):
+    """What every benchmark's results have."""
+
+    complete: bool
+    versions: dict[str, str]
+    settings: dict[str, object]
+
+    def verdicts(self) -> list[Verdict]: ...
+
+
+def head(run: Run) -> dict[str, object]:
+    """What every benchmark's JSON begins with: when, on what machine, with what, and whether promises were kept."""
+    return {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "complete": run.complete,
+        "machine": machine(),
+        "versions": run.versions,
+        "settings": run.settings,
+        "verdicts": [{**asdict(verdict), "passed": verdict.passed} for verdict in run.verdicts()],
+    }
 
 
 def show_verdicts(found: Sequence[Verdict], console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.ratios import Verdict
-from benchmarks.report import machine, show_verdicts
+from benchmarks.report import head, show_verdicts
 from benchmarks.steer_truth import SubPlan, q_errors
 from training.evaluate.measure import SLACK_MS, Series, Summary, summarise
 
@@ -96,12 +95,7 @@ class Results:
 
     def as_json(self) -> str:
         content = {
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "complete": self.complete,
-            "machine": machine(),
-            "versions": self.versions,
-            "settings": self.settings,
-            "verdicts": [{**asdict(verdict), "passed": verdict.passed} for verdict in self.verdicts()],
+            **head(self),
             "sets": [_set_json(one) for one in self.sets],
             "costs": self.costs,
         }

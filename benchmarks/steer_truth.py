@@ -22,7 +22,7 @@ from planner.resolve import resolve
 from planner.sql import read
 from planner.subplans import connected, join_pairs
 from training.counting import BlockCounts, Count, selects, source_of
-from training.evaluate.measure import percentile
+from training.evaluate.measure import percentile, q_error
 from training.labels import Labeller, digest
 from training.training_set import TrainingSet
 
@@ -61,12 +61,6 @@ class _Wanted:
     relations: int
     pairs: float
     count: Count
-
-
-def q_error(estimate: float, true: float) -> float:
-    """How many times off, in either direction; both are at least one row, as PostgreSQL takes them."""
-    estimate, true = max(estimate, 1.0), max(true, 1.0)
-    return max(estimate / true, true / estimate)
 
 
 def q_errors(sub_plans: Sequence[SubPlan]) -> dict[str, tuple[float, float]]:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
+from pilotwire.children import end_process
 from pilotwire.planner_process import upstream
 from pilotwire.workers import how_ended
 from planner.control import Upstream
@@ -30,7 +31,6 @@ MIN_PAUSE_SECONDS: Final = 1.0
 MAX_PAUSE_SECONDS: Final = 300.0
 STEADY_SECONDS: Final = 60.0
 """A child that lived this long did its work: the pause begins small again."""
-END_SECONDS: Final = 2.0
 PASS_SECONDS: Final = 3600.0
 """About how long one pass over the store's statements may take before it begins anew with the slowest."""
 NICE: Final = 10
@@ -141,15 +141,7 @@ class ExplorerProcess:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-            process.send_signal(signal.SIGCONT)
-        try:
-            await asyncio.wait_for(process.wait(), END_SECONDS)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        await end_process(process)
 
 
 async def _over(before: asyncio.Task[None]) -> None:

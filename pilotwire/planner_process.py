@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import getpass
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, cast
 
+from pilotwire.children import end_process
 from pilotwire.workers import how_ended, resident_bytes
 from planner.blackbox import BlackBox
 from planner.control import (
@@ -52,7 +52,6 @@ RELOAD_SECONDS: Final = 60.0
 EARLY_DEATH_SECONDS: Final = 5.0
 MIN_PAUSE_SECONDS: Final = 0.2
 MAX_PAUSE_SECONDS: Final = 5.0
-END_SECONDS: Final = 2.0
 _LEVELS: Final[dict[str, Level]] = {"debug": "debug", "warning": "warning", "error": "error"}
 
 
@@ -175,7 +174,7 @@ class PlannerProcess:
                 # Its last words may still be in the socket.
                 await asyncio.wait_for(link.gone.wait(), 1.0)
         except asyncio.CancelledError:
-            await _end(self._process)
+            await end_process(self._process)
             raise
         finally:
             watch.cancel()
@@ -290,19 +289,6 @@ class _Link(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Asks the process to end, and makes it end."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-        process.send_signal(signal.SIGCONT)
-    try:
-        await asyncio.wait_for(process.wait(), END_SECONDS)
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 def start_message(settings: ProxySettings, path: str, blackbox: BlackBox) -> Start:

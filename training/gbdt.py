@@ -113,7 +113,7 @@ class Trained:
         return np.asarray(np.mean(each, axis=0))
 
 
-_ONE_AT_A_TIME: Final = threading.Lock()
+ONE_AT_A_TIME: Final = threading.Lock()
 
 
 def _answer(booster: Any, features: Array) -> Array:
@@ -171,7 +171,7 @@ def train(
     by_query = folds_of(queries, judged, settings.folds, seed + 1)
     target, kept = data.target[judged], data.features[judged]
     total = 2 * _count(by_template) + _count(by_query) + 1 + settings.members
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         trainer = _Trainer(data, judged, settings, seed, stop or threading.Event(), progress, total)
         unseen, support, rounds = trainer.cross(by_template)
         random, _, _ = trainer.cross(by_query)
@@ -227,6 +227,15 @@ def _outside(features: Array, fold: Array) -> Array:
     return outside
 
 
+def lightgbm_module() -> Any:
+    """LightGBM, which comes with an extra. Raises TrainingError without it."""
+    try:
+        import lightgbm
+    except ImportError:
+        raise TrainingError("training needs LightGBM: pip install 'pilotwire[train]'") from None
+    return lightgbm
+
+
 class _Trainer:
     """One training run: its data, settings, and count of what is done."""
 
@@ -240,11 +249,7 @@ class _Trainer:
         progress: Callable[[int, int], None] | None,
         total: int,
     ) -> None:
-        try:
-            import lightgbm
-        except ImportError:
-            raise TrainingError("training needs LightGBM: pip install 'pilotwire[train]'") from None
-        self._lightgbm = lightgbm
+        self._lightgbm = lightgbm_module()
         self._data = data
         self._target = data.target
         self._judged = judged

@@ -41,8 +41,7 @@ from planner.sql import read
 from training.dataset import Labelled, template
 from training.errors import TrainingError
 from training.export import IR_VERSION, ML_OPSET, OPSET, tree_votes
-from training.gbdt import _ONE_AT_A_TIME as ONE_AT_A_TIME
-from training.gbdt import Stopped
+from training.gbdt import ONE_AT_A_TIME, Stopped, lightgbm_module
 from training.gbdt_scores import Split, folds, q_errors
 from training.judging import evident_limit
 from training.model_file import Built, some_rows
@@ -393,11 +392,7 @@ class _Grower:
         progress: Callable[[int, int], None] | None,
         total: int,
     ) -> None:
-        try:
-            import lightgbm
-        except ImportError:
-            raise TrainingError("training needs LightGBM: pip install 'pilotwire[train]'") from None
-        self._lightgbm = lightgbm
+        self._lightgbm = lightgbm_module()
         self._inputs = inputs
         self._settings = settings
         self._seed = seed

@@ -15,9 +15,9 @@ from benchmarks.steer import shape, told
 from benchmarks.steer_cost import cached_us, template_us
 from benchmarks.steer_results import Measured, Results, SetResults
 from benchmarks.steer_sets import ROOT, TRAVEL_FILES, TRAVEL_TABLES, counted
-from benchmarks.steer_truth import SubPlan, q_error, q_errors
+from benchmarks.steer_truth import SubPlan, q_errors
 from pilotwire.demo import schema
-from training.evaluate.measure import Series
+from training.evaluate.measure import Series, q_error
 
 BLIND = ("planner", "proxy", "model_runtime", "training")
 GENERAL = frozenset({
