@@ -1,5 +1,6 @@
 # The proxy's image: wheels are built in one stage (the wire's hot path compiled by mypyc), and only what runs is in the
-# other. Nobody is root in it. Settings come as PILOTWIRE_* variables or a mounted file (PILOTWIRE_CONFIG).
+# other. Nobody is root in it. Settings come as PILOTWIRE_* variables or a mounted file
+# (PILOTWIRE_CONFIG).
 ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
@@ -8,14 +9,14 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml setup.py README.md ./
+COPY pyproject.toml setup.py README.md deploy/constraints.txt ./
 COPY model_runtime model_runtime
 COPY planner planner
 COPY proxy proxy
 COPY training training
 COPY pilotwire pilotwire
 RUN pip install --no-cache-dir "mypy[mypyc]==2.4.1" "setuptools==84.2.1" "wheel==0.47.0" \
-    && PILOTWIRE_COMPILE=1 pip wheel --no-cache-dir --no-build-isolation --wheel-dir /wheels ".[train,otel]"
+    && PILOTWIRE_COMPILE=1 pip wheel --no-cache-dir --no-build-isolation --constraint constraints.txt --wheel-dir /wheels ".[train,otel]"
 
 FROM python:${PYTHON}
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/pilotwire pilotwire \

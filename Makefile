@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 DIR ?= .pilotwire
 WORKERS ?= 2
 
-.PHONY: run test test-long test-compiled compiled bench bench-steer bench-guard conformance lint format install clean
+.PHONY: run test test-long test-compiled compiled bench bench-steer bench-guard conformance lint audit format install clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -35,7 +35,7 @@ compiled: install
 	@echo "compiled: run it with PYTHONPATH=$(abspath build/compiled) PYTHONSAFEPATH=1"
 
 test-compiled: compiled
-	cd build/compiled && PYTHONPATH=$(abspath build/compiled) $(abspath $(BIN))/pytest -n $(WORKERS) --dist loadgroup tests/proxy/wire tests/proxy/test_session_dedicated.py tests/proxy/test_session_pooled.py tests/proxy/upstream tests/clients $(ARGS)
+	cd build/compiled && PYTHONPATH=$(abspath build/compiled) $(abspath $(BIN))/pytest -n $(WORKERS) --dist loadgroup tests/proxy/wire tests/proxy/steering tests/proxy/test_session_dedicated.py tests/proxy/test_session_pooled.py tests/proxy/upstream tests/clients $(ARGS)
 
 bench: compiled
 	@tests/support/install_tools.sh bench
@@ -51,6 +51,15 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Known vulnerabilities in what is installed; asks the index and its advisories. What it cannot look up fails it.
+audit: install
+	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit && \
+		build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit; }
+	@grep -v '^#' deploy/constraints.txt > build/audit/requirements.txt
+	@$(BIN)/pip freeze --disable-pip-version-check --exclude-editable >> build/audit/requirements.txt
+	@sort -u -o build/audit/requirements.txt build/audit/requirements.txt
+	build/audit/bin/pip-audit --requirement build/audit/requirements.txt --no-deps --disable-pip --strict $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix

@@ -15,6 +15,9 @@ HOT = [
     "proxy/session.py",
     "proxy/session_base.py",
     "proxy/steering/__init__.py",
+    "proxy/steering/cache.py",
+    "proxy/steering/steerer.py",
+    "proxy/steering/template.py",
     "proxy/upstream/backend.py",
     "proxy/upstream/pool.py",
 ]

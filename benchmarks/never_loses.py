@@ -4,7 +4,10 @@ For the demo's data and for travel_se: a fresh PostgreSQL, a model trained by `p
 predicts nonsense. With each of the two a real `pilotwire serve` in mode on, with a store of its own, warms up: the
 workload runs some rounds, `pilotwire explore` verifies it once, and it runs some rounds more. Then it is measured: each
 query directly, steered, and (with the honest model) under the better of the best arm and its true cardinalities, which
-were found beforehand, in turns, round by round over the whole workload.
+were found beforehand; the three close together and in turns. What looks slower is measured for longer, and printed with
+what the plan memory says of it before and after, so that noise and a trial under way can be told from a wrong choice.
+
+A data set takes about ``--minutes``, and some for loading and training: what can be cut short gets a share of them.
 
 This is about a workload that repeats: the queries that are measured are the ones that were explored, and travel_se's
 test queries serve for both. What a model makes of queries never seen is measured by `benchmarks.steer`.
@@ -17,9 +20,11 @@ import contextlib
 import datetime
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -50,7 +55,15 @@ SETS: Final = ("demo", "travel")
 MODELS: Final = ("honest", "saboteur")
 LIMIT_MS: Final = 20_000.0
 SEARCH_ROUNDS: Final = 5
-SEARCH_SECONDS: Final = 300.0
+SEARCH, WARM_UP, MEASURED, DOUBTFUL = 0.18, 0.04, 0.12, 0.03
+EXPLORE: Final = {"honest": 0.22, "saboteur": 0.10}
+"""Shares of a data set's minutes: finding the best arms, once; and for each model a warm-up (before exploring, and
+again after it), measuring, measuring again what looks slower, and exploring. Loading and training come on top."""
+PASSES: Final = 3
+"""Over the workload while measuring, so that what is slow for a minute does not hit all rounds of a query."""
+SPREAD: Final = 4.0
+LEAST_WARM_UP: Final = 2
+LEAST_SEARCH_SECONDS: Final = 1.0
 """For the arms of one query, and again for counting its sub-plans."""
 AGAIN: Final = 3
 """A query that looks slower gets so many times the rounds more: what is noise goes away, what is not stays."""
@@ -68,14 +81,18 @@ class Plan:
 
     sets: tuple[str, ...]
     models: tuple[str, ...]
+    minutes: float
     rounds: int
     warm_up: int
     seed: int
     scale: float
     budget: float
-    explore: float
+    explore: bool
     travel: Path
     training: int
+
+    def seconds(self, share: float) -> float:
+        return self.minutes * 60 * share
 
 
 @app.command()
@@ -83,12 +100,13 @@ def main(
     *,
     sets: Annotated[str, typer.Option(help=f"Only these: {', '.join(SETS)}.")] = ",".join(SETS),
     models: Annotated[str, typer.Option(help=f"Only these: {', '.join(MODELS)}.")] = ",".join(MODELS),
-    rounds: Annotated[int, typer.Option(min=3, help="Measured rounds over the workload.")] = 9,
-    warm_up: Annotated[int, typer.Option(min=1, help="Rounds before exploring, and again after it.")] = 4,
+    minutes: Annotated[float, typer.Option(min=0.5, help="For each data set; long queries get fewer rounds.")] = 15.0,
+    rounds: Annotated[int, typer.Option(min=3, help="Measured rounds of each query at most.")] = 15,
+    warm_up: Annotated[int, typer.Option(min=1, help="Rounds before exploring, and again after it, at most.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the demo's rows and queries.")] = 1,
     scale: Annotated[float, typer.Option(min=0.005, help="Of the demo's rows.")] = 1.0,
-    budget: Annotated[float, typer.Option(min=1, help="Seconds for counting joins while training.")] = 300.0,
-    explore: Annotated[float, typer.Option(min=0, help="Seconds of server time to explore; 0: serving only.")] = 600.0,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds for counting joins while training.")] = 150.0,
+    explore: Annotated[bool, typer.Option(help="Explore once; without, there is serving only.")] = True,
     training: Annotated[
         int, typer.Option("--training-queries", min=0, help="Measure so many of travel_se's training queries.")
     ] = 0,
@@ -99,10 +117,19 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
     chosen, kinds = _chosen(sets, SETS, console), _chosen(models, MODELS, console)
     travel = Path(os.environ.get("TRAVEL_SE") or ROOT.parent / "shared" / "data" / "travel_se")
-    plan = Plan(chosen, kinds, rounds, warm_up, seed, scale, budget, explore, travel, training)
+    plan = Plan(chosen, kinds, minutes, rounds, warm_up, seed, scale, budget, explore, travel, training)
     path = output or RESULTS / f"never-loses-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}.json"
-    settings = {"config": CONFIG, "rounds": rounds, "warm_up": warm_up, "seed": seed, "scale": scale, "budget": budget,
-                "explore": explore, "training_queries": training}  # fmt: skip
+    settings = {
+        "config": CONFIG,
+        "minutes": minutes,
+        "rounds": rounds,
+        "warm_up": warm_up,
+        "seed": seed,
+        "scale": scale,
+        "budget": budget,
+        "explore": explore,
+        "training_queries": training,
+    }
     results = Results(settings)
     signal.signal(signal.SIGTERM, _interrupt)
     code = 0
@@ -151,7 +178,7 @@ def run(plan: Plan, server: EmbeddedServer, work: Path, results: Results, report
         honest.mkdir()
         file = honest / f"{name}.onnx"
         training = train(dsn, data, file, plan.budget, report)
-        oracle = asyncio.run(find_oracle(dsn, data, report)) if "honest" in plan.models else {}
+        oracle = asyncio.run(find_oracle(dsn, data, plan.seconds(SEARCH), report)) if "honest" in plan.models else {}
         for model in plan.models:
             folder = honest
             if model == "saboteur":
@@ -206,22 +233,26 @@ def serving(
 # ---------------------------------------------------------------------- the better of best arm and true cardinalities
 
 
-async def find_oracle(dsn: str, data: DataSet, report: Report) -> dict[str, tuple[str, str]]:
-    """Each query's best arm and the comment that asks for it ("" for none), true cardinalities among the arms."""
+async def find_oracle(dsn: str, data: DataSet, seconds: float, report: Report) -> dict[str, tuple[str, str]]:
+    """Each query's best arm and the comment that asks for it ("" for none), true cardinalities among the arms; as far
+    as that can be found in so many seconds."""
     found: dict[str, tuple[str, str]] = {}
+    time_left = Allotment(seconds, len(data.queries))
     async with connected(dsn) as connection:
         snapshot = await load(connection)
         for number, query in enumerate(data.queries, 1):
             report(f"{data.name}: the best arm {number}/{len(data.queries)} {query.name}")
             arms = {name: Advice(settings=settings) for name, settings in PORTFOLIO.items()}
-            counted_rows = await counted_advice(connection, query.sql, snapshot, (), SEARCH_SECONDS)
+            end = time_left.until()
+            half = max((end - time.monotonic()) / 2, LEAST_SEARCH_SECONDS)
+            counted_rows = await counted_advice(connection, query.sql, snapshot, (), half)
             if counted_rows is not None:
                 arms[COUNTED_ARM] = counted_rows
             results = await try_arms(
                 dsn,
                 query.sql,
                 arms,
-                SEARCH_SECONDS,
+                max(end - time.monotonic(), LEAST_SEARCH_SECONDS),
                 capabilities=(hint_plan.CAPABILITY,),
                 expected={COUNTED_ARM: 2.0},
                 rounds=SEARCH_ROUNDS,
@@ -235,6 +266,22 @@ async def find_oracle(dsn: str, data: DataSet, report: Report) -> dict[str, tupl
 # ---------------------------------------------------------------------- rounds
 
 
+class Allotment:
+    """Seconds for a number of queries: none gets more than `SPREAD` times its equal part of what is left, so that one
+    that takes long does not take all."""
+
+    def __init__(self, seconds: float, queries: int) -> None:
+        self._end = time.monotonic() + seconds
+        self._left = max(queries, 1)
+
+    def until(self) -> float:
+        """When the next query's time is over, by the monotonic clock."""
+        now = time.monotonic()
+        share = SPREAD * max(self._end - now, 0.0) / max(self._left, 1)
+        self._left -= 1
+        return min(now + share, max(self._end, now))
+
+
 async def _rounds(
     plan: Plan,
     data: DataSet,
@@ -246,33 +293,58 @@ async def _rounds(
     kind: Kind,
     report: Report,
 ) -> None:
-    """Warm-up, exploring, warm-up, then the measured rounds."""
+    """Warm-up, exploring, warm-up, then what is measured."""
     name = f"{data.name}, {kind.model}"
+    database = f"guard_{'demo' if data.name == 'demo' else 'travel'}"
     async with contextlib.AsyncExitStack() as stack:
         straight, steered = [await stack.enter_async_context(connected(dsn)) for dsn in (direct, proxied)]
         kind.timings = {query.name: Timings(query.name, query.sql) for query in data.queries}
+        report(f"{name}: unsteered")
         # What a query takes by itself, for what the warm-up costs.
         for query in data.queries:
             await run_once(straight, query.sql, LIMIT_MS)
             kind.timings[query.name].unsteered.append((await run_once(straight, query.sql, LIMIT_MS))[0])
-        for number in range(2 * plan.warm_up):
-            if number == plan.warm_up and plan.explore:
-                report(f"{name}: exploring")
-                kind.explored = await asyncio.to_thread(_explore, plan, direct, models, store, queries)
-                await asyncio.sleep(SETTLE_SECONDS)
-            report(f"{name}: warm-up {number + 1}/{2 * plan.warm_up}")
-            for query in data.queries:
-                kind.timings[query.name].warm_up.append((await run_once(steered, query.sql, LIMIT_MS))[0])
-        for number in range(plan.rounds):
-            report(f"{name}: round {number + 1}/{plan.rounds}")
-            for query in data.queries:
-                await _turn(kind, query, straight, steered, number)
+        await _warm_up(plan, data, kind, steered, f"{name}: warm-up", report)
+        if plan.explore:
+            report(f"{name}: exploring")
+            kind.explored = await asyncio.to_thread(_explore, plan, kind.model, direct, models, store, queries)
+            await asyncio.sleep(SETTLE_SECONDS)
+            await _warm_up(plan, data, kind, steered, f"{name}: warm-up after exploring", report)
+        _look(kind, store, database)
+        dice = random.Random(plan.seed)
+        order = list(data.queries)
+        for number in range(PASSES):
+            report(f"{name}: measured {number + 1}/{PASSES}")
+            dice.shuffle(order)
+            time_left = Allotment(plan.seconds(MEASURED) / PASSES, len(order))
+            for query in order:
+                await _turns(kind, query, straight, steered, -(-plan.rounds // PASSES), time_left.until())
         doubtful = [query for query in data.queries if kind.timings[query.name].slower()]
-        for number in range(AGAIN * plan.rounds if doubtful else 0):
-            report(f"{name}: {len(doubtful)} that look slower, {number + 1}/{AGAIN * plan.rounds}")
-            for query in doubtful:
-                await _turn(kind, query, straight, steered, number)
-    _in_use(kind, store, f"guard_{'demo' if data.name == 'demo' else 'travel'}")
+        time_left = Allotment(plan.seconds(DOUBTFUL), len(doubtful))
+        for query in doubtful:
+            report(f"{name}: {query.name} looks slower, and is measured for longer")
+            await _turns(kind, query, straight, steered, AGAIN * plan.rounds, time_left.until())
+    _look(kind, store, database)
+
+
+async def _warm_up(plan: Plan, data: DataSet, kind: Kind, steered: Any, what: str, report: Report) -> None:
+    """Round by round over the workload, as far as the time goes; two rounds at least."""
+    end = time.monotonic() + plan.seconds(WARM_UP)
+    for number in range(plan.warm_up):
+        if number >= LEAST_WARM_UP and time.monotonic() > end:
+            return
+        report(f"{what} {number + 1}/{plan.warm_up}")
+        for query in data.queries:
+            kind.timings[query.name].warm_up.append((await run_once(steered, query.sql, LIMIT_MS))[0])
+
+
+async def _turns(kind: Kind, query: Query, straight: Any, steered: Any, rounds: int, end: float) -> None:
+    """Rounds of one query, until ``end``; one at least. In each it runs directly, steered and as the oracle would have
+    it, close together: what is in memory, and who else is busy, is the same for all three."""
+    for number in range(rounds):
+        if number and time.monotonic() > end:
+            return
+        await _turn(kind, query, straight, steered, number)
 
 
 async def _turn(kind: Kind, query: Query, straight: Any, steered: Any, number: int) -> None:
@@ -292,19 +364,20 @@ async def _turn(kind: Kind, query: Query, straight: Any, steered: Any, number: i
         raise BenchmarkError(f"{kind.data} {query.name} returned different rows: {sorted(tags)}.")
 
 
-def _in_use(kind: Kind, store: Path, database: str) -> None:
-    """The approved arms of each query, as the store has them."""
+def _look(kind: Kind, store: Path, database: str) -> None:
+    """What the plan memory holds of each query now."""
     with open_store(str(store), migrate=False) as opened:
         for timings in kind.timings.values():
-            arms = opened.arms(query_key(database, SEARCH_PATH, timings.sql), state=State.APPROVED)
-            timings.approved = {arm.arm: arm.measured_gain for arm in arms}
+            arms = opened.arms(query_key(database, SEARCH_PATH, timings.sql))
+            timings.approved = {arm.arm: arm.measured_gain for arm in arms if arm.state is State.APPROVED}
+            timings.memory.append([f"{arm.arm}: {arm.state}, {arm.runs} runs, {arm.why}" for arm in arms])
 
 
-def _explore(plan: Plan, direct: str, models: Path, store: Path, queries: Path) -> dict[str, Any]:
+def _explore(plan: Plan, model: str, direct: str, models: Path, store: Path, queries: Path) -> dict[str, Any]:
     """`pilotwire explore` as a person runs it; its report."""
     command = [
         sys.executable, "-m", "pilotwire", "explore", "--upstream", direct, "--queries", str(queries),
-        "--models", str(models), "--store", str(store), "--budget", f"{plan.explore:g}", "--json",
+        "--models", str(models), "--store", str(store), "--budget", f"{plan.seconds(EXPLORE[model]):g}", "--json",
     ]  # fmt: skip
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from benchmarks.ratios import Verdict
 from benchmarks.report import head, show_verdicts
+from planner.memory.evidence import Rules
 from training.evaluate.measure import SLACK_MS
 
 DIRECT: Final = "direct"
@@ -30,7 +31,7 @@ SHOWN: Final = 8
 class Timings:
     """One query; all times are milliseconds. ``unsteered`` was measured before anything else, ``warm_up`` through the
     proxy while it learned, ``runs`` by kind afterwards. ``approved`` are the arms that the store has in use at the end,
-    with their gains."""
+    with their gains; ``memory`` says of all arms what is known of them, before the measured rounds and at the end."""
 
     name: str
     sql: str
@@ -38,6 +39,7 @@ class Timings:
     warm_up: list[float] = field(default_factory=list)
     runs: dict[str, list[float]] = field(default_factory=dict)
     approved: dict[str, float] = field(default_factory=dict)
+    memory: list[list[str]] = field(default_factory=list)
 
     def ms(self, kind: str) -> float:
         """The median; where there is no advice to give, the oracle is the statement as it is."""
@@ -45,8 +47,10 @@ class Timings:
 
     @property
     def factor(self) -> float:
-        """Steered over unsteered, both taken for at least the floor."""
-        return max(self.ms(STEERED), SLACK_MS) / max(self.ms(DIRECT), SLACK_MS)
+        """Steered over unsteered, both taken for at least the floor: the median of the turns' ratios, since a machine
+        that is slow for a while is so for both runs of a turn."""
+        turns = zip(self.runs[STEERED], self.runs[DIRECT], strict=True)
+        return median(max(steered, SLACK_MS) / max(direct, SLACK_MS) for steered, direct in turns)
 
     def slower(self) -> bool:
         return self.factor > SLOWER
@@ -79,8 +83,10 @@ class Kind:
         return sum(one.ms(kind) for one in self.measured)
 
     def geometric_mean(self, kind: str) -> float:
-        """How many times faster than direct."""
-        return math.exp(fmean(math.log(one.ms(DIRECT) / one.ms(kind)) for one in self.measured))
+        """How many times faster than direct, everything taken for at least the floor."""
+        return math.exp(
+            fmean(math.log(max(one.ms(DIRECT), SLACK_MS) / max(one.ms(kind), SLACK_MS)) for one in self.measured)
+        )
 
     @property
     def worst(self) -> Timings:
@@ -97,6 +103,19 @@ class Kind:
         """The same of the geometric mean's logarithm."""
         possible = math.log(self.geometric_mean(ORACLE))
         return math.log(self.geometric_mean(STEERED)) / possible if possible > 0 else 1.0
+
+    @property
+    def small_share(self) -> float:
+        """Of the geometric mean's possible logarithm, what comes from queries whose gain is below the least that is
+        approved: it is missed on purpose."""
+        gains = [
+            (math.log(max(one.ms(DIRECT), SLACK_MS) / max(one.ms(ORACLE), SLACK_MS)), one.ms(DIRECT) - one.ms(ORACLE))
+            for one in self.measured
+        ]
+        rules = Rules()
+        possible = sum(gain for gain, _ in gains)
+        small = sum(gain for gain, saved in gains if gain < math.log(rules.min_gain) or saved < rules.min_ms)
+        return small / possible if possible > 0 else 0.0
 
     def verdicts(self) -> list[Verdict]:
         if not self.measured:
@@ -139,7 +158,7 @@ class Results:
 
 
 def show(results: Results, console: Console) -> None:
-    """Print a table for each kind, the queries that say most, and the promises last."""
+    """Print a table for each kind, the queries that say most, and the promises last. "too small" is `small_share`."""
     kinds = [kind for kind in results.kinds if kind.measured]
     if kinds:
         _show_totals(kinds, console)
@@ -159,6 +178,7 @@ def _show_totals(kinds: list[Kind], console: Console) -> None:
         "possible",
         "total",
         "geometric mean",
+        "too small",
         "slower than 1.1x",
         "worst",
     ):
@@ -175,6 +195,7 @@ def _show_totals(kinds: list[Kind], console: Console) -> None:
             f"{possible:,.0f} ms" if oracle else "",
             f"{direct / steered:.2f}x" + (f" of {direct / possible:.2f}x" if oracle else ""),
             f"{means[0]:.2f}x" + (f" of {means[1]:.2f}x" if oracle else ""),
+            f"{kind.small_share:.0%}" if oracle else "",
             str(sum(one.slower() for one in kind.measured)),
             f"{kind.worst.factor:.2f}x",
         )
@@ -226,3 +247,15 @@ def _show_queries(kind: Kind, console: Console) -> None:
         figures = (f"{timings.ms(name):,.1f} ms" for name in (DIRECT, STEERED, ORACLE))
         table.add_row(one, *figures, best, used or "-")
     console.print(table)
+    for timings in slowest:
+        if timings.slower():
+            _show_memory(timings, console)
+
+
+def _show_memory(one: Timings, console: Console) -> None:
+    """What the plan memory says of a query that got slower."""
+    runs = ", ".join(f"{took:.0f}/{plain:.0f}" for took, plain in zip(one.runs[STEERED], one.runs[DIRECT], strict=True))
+    console.print(f"{one.name}: {one.factor:.2f}x; ms steered/direct, in turns: {runs}", markup=False)
+    for when, arms in zip(("before", "after"), one.memory, strict=False):
+        for arm in arms:
+            console.print(f"  {when}: {arm}", markup=False)

@@ -138,7 +138,7 @@ async def cached_us() -> float:
 
 
 def _decision() -> Any:
-    from proxy.steering.steerer import _decision as made
+    from proxy.steering.answers import decision_of as made
 
     return made(
         Answer(1, prefix=b"/*+ Rows(o oi #1000) */ ", reason="", scope="values", model="m-1", dialect="hint_plan")

@@ -29,7 +29,7 @@ release=${2:-$(date -u +%Y%m%d%H%M%S)}
 folder=$ROOT/$release
 [ ! -e "$folder" ] || fail "$folder is there already: give another name"
 
-running=$(systemctl list-units --plain --no-legend --state=active 'pilotwire@*.service' | awk '{print $1}')
+running=$(systemctl list-units --plain --no-legend --state=active 'pilotwire@*.service' | awk '{printf "%s%s", sep, $1; sep = " "}')
 
 undo() {
     status=$?

@@ -20,6 +20,8 @@ from typing import Any, Final, Literal, Protocol
 from pydantic import ValidationError
 
 from pilotwire.admin_memory import StoreMemory
+from pilotwire.children import environment
+from pilotwire.database_stats import STATS_SECONDS, StatsHistory
 from pilotwire.latency_history import LatencyHistory
 from pilotwire.pausing import PauseSwitch
 from pilotwire.workers import WorkerProcess, gather_quietly
@@ -36,7 +38,7 @@ from proxy.admin.source import (
     UnavailableError,
 )
 from proxy.console_db import answering
-from proxy.console_db.tables import Cell, Paused
+from proxy.console_db.tables import Cell, DatabaseStats, Paused
 from proxy.control import ControlLostError, Message
 from proxy.settings import ProxySettings, docs
 
@@ -102,12 +104,20 @@ class AdminView:
         )
         self._store.latency_history = self._history
         self._collector: asyncio.Task[None] | None = None
+        self._stats = StatsHistory(instance.totals(), time.monotonic())
+        self._averaging: asyncio.Task[None] | None = None
         self._files: dict[tuple[str, int, int], dict[str, Any]] = {}
         self._inspecting = asyncio.Semaphore(1)
         self._refreshed = 0.0
 
     def start(self) -> None:
         self._collector = asyncio.create_task(self._collect())
+        self._averaging = asyncio.create_task(self._average())
+
+    async def _average(self) -> None:
+        while True:
+            await asyncio.sleep(STATS_SECONDS)
+            self._stats.look(self._instance.totals(), time.monotonic())
 
     async def _collect(self) -> None:
         self._history.preload(await self._store.recent_history(PRELOADED_SECONDS))
@@ -124,11 +134,14 @@ class AdminView:
 
     async def close(self) -> None:
         await self.retire()
+        if self._averaging is not None:
+            self._averaging.cancel()
         await self._store.close()
 
     def rebase(self) -> None:
-        """See `LatencyHistory.rebase`."""
+        """See `LatencyHistory.rebase`: what a predecessor counted is not of the last minute."""
         self._history.rebase()
+        self._stats = StatsHistory(self._instance.totals(), time.monotonic())
 
     # --- AdminSource ---------------------------------------------------------------------------------------------
 
@@ -228,6 +241,10 @@ class AdminView:
         answers = await gather_quietly([worker.ask("busy", ASK_SECONDS, database=database) for worker in workers])
         return sum(int(found["busy"]) for found in answers)
 
+    async def stats(self) -> Sequence[DatabaseStats]:
+        await self.fresh_status()
+        return self._stats.databases(self._instance.totals(), time.monotonic())
+
     async def servers(self) -> Sequence[Mapping[str, Cell]]:
         found: list[Mapping[str, Cell]] = []
         for worker in sorted(self._instance.workers.values(), key=lambda worker: worker.slot):
@@ -305,7 +322,7 @@ async def _command(*arguments: str) -> tuple[int, dict[str, Any] | None, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "pilotwire", *arguments,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        process_group=0,
+        process_group=0, env=environment(),
     )  # fmt: skip
     try:
         async with asyncio.timeout(COMMAND_SECONDS):

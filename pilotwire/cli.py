@@ -73,6 +73,9 @@ COMMANDS = {
     "config-reference": Command(
         "pilotwire.config_reference", "config_reference", "Print docs/configuration.md.", hidden=True
     ),
+    "metrics-reference": Command(
+        "pilotwire.metrics_reference", "metrics_reference", "Print docs/metrics.md.", hidden=True
+    ),
 }
 
 

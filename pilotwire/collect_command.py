@@ -57,7 +57,7 @@ def collect(
     limit: Limit = 1000,
     generate: Generate = None,
     label_dsn: LabelDsn = "",
-    budget: Budget = 300.0,
+    budget: Budget = 420.0,
     count_timeout: CountTimeout = 2.0,
     count_rows: CountRows = 50_000_000,
     connections: Connections = 2,
@@ -101,6 +101,7 @@ async def _fill(
             "database": filled.snapshot.database,
             "statements": filled.statements,
             "statements_generated": filled.generated,
+            "statements_given_values": filled.given_values,
             "new": dict(filled.told),
             "left_out": dict(filled.left_out),
             "skipped": [str(one) for one in filled.skipped],
@@ -135,6 +136,10 @@ def _show(summary: dict[str, Any], filled: Filled, console: Console) -> None:
 
     told = ", ".join(f"{count} new from {source}" for source, count in summary["new"].items() if count)
     console.print(f"statements {summary['statements']}{f', {told}' if told else ''}")
+    if summary["statements_given_values"]:
+        console.print(
+            f"           {summary['statements_given_values']} with parameters, taken with a few likely values each"
+        )
     if summary["statements_generated"]:
         console.print(f"           and {summary['statements_generated']} generated from the schema")
     for reason, count in sorted(summary["left_out"].items(), key=lambda item: -item[1])[:SHOWN_SKIPPED]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pilotwire.children import end_process
+from pilotwire.children import end_process, environment
 from pilotwire.planner_process import upstream
 from pilotwire.workers import how_ended
 from planner.control import Upstream
@@ -112,6 +112,7 @@ class ExplorerProcess:
                 "-m",
                 "pilotwire.explorer_process",
                 stdin=asyncio.subprocess.PIPE,
+                env=environment(),
                 stdout=asyncio.subprocess.PIPE,
                 process_group=0,
                 limit=MAX_LINE,

@@ -2,7 +2,8 @@
 
 1. ``pilotwire serve --takeover`` connects to the control socket of the running instance. Both sides look at the other's
    user id: only the same user, or root, is talked to.
-2. The old process answers at once with all its listening sockets (SCM_RIGHTS) and the worker ids in use, and serves on.
+2. The old process answers at once with all its listening sockets (SCM_RIGHTS), the worker ids in use and what people
+   have switched in it (the mode of steering, pauses), and serves on.
 3. The new one starts its workers on those very sockets, under other ids, puts its own control socket in place of the
    old one's by a rename, and says ``ready``. Until here the old process has given nothing up: should the new one fail,
    it goes on alone.
@@ -20,12 +21,14 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pilotwire.errors import StartError
-from pilotwire.listening import Listening, remove_stale
+from pilotwire.listening import Listening, from_systemd, open_all, remove_stale, socket_text
 from proxy.control import ControlChannel, ControlLostError, Handler, Message, decode, encode
+from proxy.logs import Log
+from proxy.settings import ProxySettings
 
 VERSION: Final = 1
 """Of what the two processes say to each other; another one is refused."""
@@ -40,13 +43,15 @@ Role = Literal["listen", "admin"]
 
 @dataclass(slots=True)
 class Inherited:
-    """What the old process gave: its sockets by configured address, worker ids in use, and the link to it."""
+    """What the old process gave: its sockets by configured address, worker ids in use, the link to it, and ``state``,
+    what people have switched in it (mode, pauses)."""
 
     listen: dict[str, Listening]
     admin: dict[str, Listening]
     worker_ids: set[int]
     pid: int
     link: socket.socket
+    state: Message = field(default_factory=dict)
 
 
 def ask_for_sockets(path: str) -> Inherited | None:
@@ -116,14 +121,52 @@ def _receive(link: socket.socket) -> Inherited:
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
         given[entry["role"]][entry["name"]] = Listening(entry["name"], sock, inode=entry["inode"])
-    return Inherited(given["listen"], given["admin"], set(first["worker_ids"]), int(first["pid"]), link)
+    # An older release says nothing of its state here.
+    state = dict(first.get("state") or {})
+    return Inherited(given["listen"], given["admin"], set(first["worker_ids"]), int(first["pid"]), link, state)
+
+
+def open_sockets(
+    settings: ProxySettings, inherited: Inherited | None, log: Log
+) -> tuple[list[Listening], Listening | None]:
+    """What to listen on for clients and for the admin pages: taken over, given by systemd, or bound here. Raises
+    StartError."""
+    given = from_systemd(os.environ)
+    admin = dict(inherited.admin) if inherited is not None else {}
+    for sock in given.pop("admin", []):
+        admin[str(settings.admin_address)] = Listening(str(settings.admin_address), sock)
+    passed = [sock for group in given.values() for sock in group]
+    held = dict(inherited.listen) if inherited is not None else {}
+    if passed:
+        # The unit file says where to listen; the setting would only contradict it.
+        listening = [Listening(socket_text(sock), sock, settings.read_only) for sock in passed]
+    else:
+        listening = open_all(settings.addresses, settings.listen_backlog, held)
+    for unused in held.values():
+        log.event("listener_left", listen=unused.address, detail="no longer among the settings")
+        unused.close(keep_file=True)
+    found = None
+    if settings.admin_address is not None:
+        if not settings.admin_address.is_local and not admin_token(settings):
+            raise StartError(
+                f"admin: {settings.admin_address} can be reached from the network: set admin_token, or use loopback"
+            )
+        (found,) = open_all([settings.admin_address], 128, admin, "admin")
+    for unused in admin.values():
+        unused.close(keep_file=True)
+    return listening, found
+
+
+def admin_token(settings: ProxySettings) -> str:
+    """The token that the admin pages want, "" for none."""
+    return "" if settings.admin_token is None else settings.admin_token.get_secret_value()
 
 
 class ControlSocket:
     """The socket by which a successor finds this process.
 
-    ``offer()`` gives what to hand over at that moment; ``connected`` gets the link to each successor, and returns
-    whether it is wanted (one at a time).
+    ``offer()`` gives what to hand over at that moment, ``state()`` what people have switched; ``connected`` gets the
+    link to each successor, and returns whether it is wanted (one at a time).
     """
 
     def __init__(
@@ -132,9 +175,11 @@ class ControlSocket:
         offer: Callable[[], tuple[Sequence[tuple[Role, Listening]], Sequence[int]]],
         connected: Callable[[socket.socket], None],
         refused: Callable[[str], None],
+        state: Callable[[], Message] = dict,
     ) -> None:
         self._path = path
         self._offer = offer
+        self._state = state
         self._connected = connected
         self._refused = refused
         self._sock: socket.socket | None = None
@@ -197,6 +242,7 @@ class ControlSocket:
             "version": VERSION,
             "pid": os.getpid(),
             "worker_ids": list(worker_ids),
+            "state": self._state(),
             "sockets": [{"role": role, "name": entry.name, "inode": entry.inode} for role, entry in sockets],
         }
         link.setblocking(False)

@@ -1,8 +1,10 @@
-"""Running a command's coroutine so that Ctrl-C leaves nothing but the command's own last line."""
+"""Running a command's coroutine so that Ctrl-C leaves nothing but the command's own last line. SIGTERM is the same."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -17,7 +19,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """
 
     async def quietly() -> T:
-        asyncio.get_running_loop().set_exception_handler(_tell)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_tell)
+        with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread
+            loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
         return await work
 
     return asyncio.run(quietly())

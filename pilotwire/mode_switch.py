@@ -1,16 +1,20 @@
 """The mode of steering while the proxy runs: what the settings say, until somebody switches it.
 
 SIGUSR2 is the kill switch: it turns steering off in every worker at once, and the next one turns it back. The admin
-port can set any mode. What was switched stays when the settings are read again (a certificate that is renewed must not
-turn steering on behind somebody's back), and ends with the process.
+port can set any mode. What was switched stays when the settings are read again and when another process takes over (a
+certificate that is renewed, or an upgrade, must not turn steering on behind somebody's back); a process that is started
+afresh goes by its settings. While one instance drains and another serves, a switch in either holds in both.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
+from pilotwire.handover import Neighbour
 from pilotwire.workers import WorkerProcess, gather_quietly
+from proxy.control import ControlLostError
 from proxy.logs import Log
 from proxy.settings import ProxySettings, SteeringMode
 
@@ -20,10 +24,16 @@ MODES: Final[tuple[str, ...]] = get_args(SteeringMode)
 
 
 class ModeSwitch:
-    """``workers`` gives those that run now."""
+    """``workers`` and ``neighbours`` give those that run now, as in `pilotwire.pausing`."""
 
-    def __init__(self, workers: Callable[[], Iterable[WorkerProcess]], log: Log) -> None:
+    def __init__(
+        self,
+        workers: Callable[[], Iterable[WorkerProcess]],
+        log: Log,
+        neighbours: Callable[[], Iterable[Neighbour | None]] = tuple,
+    ) -> None:
         self._workers = workers
+        self._neighbours = neighbours
         self._log = log
         self._switched: str | None = None
 
@@ -48,6 +58,26 @@ class ModeSwitch:
         or for a worker that hangs."""
         mode = self.in_force(settings).mode
         await gather_quietly([worker.ask("mode", TELL_SECONDS, mode=mode) for worker in self._workers()])
+
+    async def tell_neighbours(self, settings: ProxySettings) -> None:
+        """Has the instances before and after this one go by it too."""
+        for neighbour in self._neighbours():
+            if neighbour is not None:
+                with contextlib.suppress(ControlLostError):
+                    await neighbour.ask("mode", TELL_SECONDS, mode=self.in_force(settings).mode)
+
+    def to_wire(self) -> dict[str, Any]:
+        """For the instance that takes over: what was switched, None for nothing."""
+        return {"mode": self._switched}
+
+    def take(self, settings: ProxySettings, message: dict[str, Any]) -> bool:
+        """Another instance said what holds there; whether that changes anything here."""
+        mode = message.get("mode")
+        if mode not in MODES or mode == self.in_force(settings).mode:
+            return False
+        self._log.event("mode_inherited", level="warning", mode=mode, settings=settings.mode)
+        self._switched = None if mode == settings.mode else mode
+        return True
 
     def reread(self, settings: ProxySettings) -> None:
         """The settings have been read again."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, cast
 
-from pilotwire.children import end_process
+from pilotwire.children import end_process, environment
 from pilotwire.workers import how_ended, resident_bytes
 from planner.blackbox import BlackBox
 from planner.control import (
@@ -150,6 +150,7 @@ class PlannerProcess:
                 "--control",
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=environment(),
                 pass_fds=[theirs.fileno(), self._blackbox.fd],
                 process_group=0,
             )
@@ -255,6 +256,7 @@ class PlannerProcess:
             catalog_age_s=report.catalog_age_s,
             queue=report.queue,
             models=_models(report.models),
+            store=report.store if self._ready else "",
         )
 
 
@@ -340,6 +342,10 @@ def limits(settings: ProxySettings) -> Limits:
         regret_budget=settings.regret_budget,
         trial_share=settings.trial_share,
         evidence_age_s=settings.evidence_max_age,
+        audits_per_hour=settings.accuracy_samples,
+        audit_limit_ms=settings.accuracy_limit * 1000,
+        audit_most_active=settings.explore_most_active,
+        min_total_ms=settings.steer_min_total_ms,
     )
 
 

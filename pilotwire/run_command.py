@@ -28,7 +28,7 @@ import typer
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from pilotwire.embedded import HOST, EmbeddedServer
+from pilotwire.embedded import HOST, SUPERUSER, EmbeddedServer
 from pilotwire.errors import StartError
 from pilotwire.run_proof import prove
 
@@ -161,6 +161,7 @@ def _proxy(
     command = [
         "serve", "--upstream", server.dsn(), "--listen", f"{HOST}:{port}", "--admin", f"{HOST}:{admin_port}",
         "--drain-timeout", str(DRAIN_SECONDS), "--store", str(directory.absolute() / "store.db"),
+        "--admin-users", SUPERUSER,
     ]  # fmt: skip
     if models is not None:
         models.mkdir(parents=True, exist_ok=True)

@@ -206,5 +206,12 @@ def _console() -> Console:
 
 
 def _sum(counts: dict[str, int]) -> str:
-    plural = {"query": "queries", "arm": "arms", "ledger": "ledger lines", "execution": "samples", "history": "points"}
+    plural = {
+        "query": "queries",
+        "arm": "arms",
+        "ledger": "ledger lines",
+        "execution": "samples",
+        "history": "points",
+        "guard": "guards",
+    }
     return ", ".join(f"{count:,} {plural[name]}" for name, count in counts.items())

@@ -25,8 +25,8 @@ from typing import Any, Final
 from pilotwire.admin_view import AdminView
 from pilotwire.errors import StartError
 from pilotwire.explorer_process import ExplorerProcess
-from pilotwire.handover import ControlSocket, Inherited, Neighbour, Role, ask_for_sockets
-from pilotwire.listening import Listening, from_systemd, open_all, socket_text
+from pilotwire.handover import ControlSocket, Inherited, Neighbour, Role, admin_token, ask_for_sockets, open_sockets
+from pilotwire.listening import Listening
 from pilotwire.mode_switch import ModeSwitch
 from pilotwire.pausing import PauseSwitch
 from pilotwire.planner_process import PlannerProcess
@@ -36,9 +36,11 @@ from pilotwire.workers import WorkerProcess, cancel_in_one, gather_quietly, how_
 from proxy.admin.app import create_app
 from proxy.admin.server import AdminServer
 from proxy.admin.source import ModelStatus, PlannerUnavailableError, Reloaded, Status
+from proxy.console_db.rights import say_who
 from proxy.control import ControlLostError, Message, worker_of_key
 from proxy.logs import Log
 from proxy.metrics import MergedCounters
+from proxy.places import SharedCounts
 from proxy.settings import ProxySettings, apply_reload, changes_on_reload
 
 MAX_WORKER_ID: Final = 255
@@ -65,6 +67,7 @@ def serve(settings: ProxySettings, reread: Callable[[], ProxySettings], takeover
     StartError when it cannot start.
     """
     log = Log("supervisor", settings.log_format, settings.log_level)
+    say_who(settings, log)
     try:
         return asyncio.run(Supervisor(settings, reread, takeover, log).run())
     finally:
@@ -81,6 +84,7 @@ class Supervisor:
         self._log = log
         self._merged = MergedCounters()
         self._workers: dict[int, WorkerProcess] = {}
+        self._places = SharedCounts()
         self._keepers: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._listening: list[Listening] = []
@@ -102,7 +106,7 @@ class Supervisor:
         self._generation = 0
         self._restarts = 0
         self._start_time = time.time()
-        self._modes = ModeSwitch(self._workers.values, log)
+        self._modes = ModeSwitch(self._workers.values, log, lambda: (self._predecessor, self._successor))
         self.pauses = PauseSwitch(self._workers.values, lambda: (self._predecessor, self._successor), log)
         self._view = AdminView(self)
 
@@ -136,7 +140,11 @@ class Supervisor:
         await check_upstream(settings)
         inherited = self._take_over() if self._takeover else None
         self._borrowed = inherited is not None
-        self._open_sockets(inherited)
+        if inherited is not None:
+            # Before there are workers: none of them may steer, or serve a paused database, for a moment.
+            self._modes.take(settings, inherited.state)
+            await self.pauses.take(inherited.state)
+        self._listening, self._admin_listening = open_sockets(settings, inherited, self._log)
         taken = inherited.worker_ids if inherited is not None else set()
         slots = [slot for slot in range(MAX_WORKER_ID + 1) if slot not in taken][: settings.workers]
         if len(slots) < settings.workers:
@@ -147,11 +155,14 @@ class Supervisor:
         self._explorer.apply(settings)
         self._workers.update({slot: self._new_worker(slot) for slot in slots})
         await self._start_first_workers()
+        await self.pauses.tell()
         await self._start_admin()
         if inherited is not None:
             await self._join(inherited)
         if settings.control_socket:
-            self._control = ControlSocket(settings.control_socket, self._offer, self._on_successor, self._on_refused)
+            self._control = ControlSocket(
+                settings.control_socket, self._offer, self._on_successor, self._on_refused, self._switched
+            )
             self._control.open(replace=inherited is not None)
         self._keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers.values()]
         self._serving = True
@@ -179,33 +190,10 @@ class Supervisor:
             self._log.event("takeover_nobody", detail="no instance is running: starting afresh")
         return inherited
 
-    def _open_sockets(self, inherited: Inherited | None) -> None:
-        settings = self._settings
-        given = from_systemd(os.environ)
-        admin = dict(inherited.admin) if inherited is not None else {}
-        for sock in given.pop("admin", []):
-            admin[str(settings.admin_address)] = Listening(str(settings.admin_address), sock)
-        passed = [sock for group in given.values() for sock in group]
-        held = dict(inherited.listen) if inherited is not None else {}
-        if passed:
-            # The unit file says where to listen; the setting would only contradict it.
-            self._listening = [Listening(socket_text(sock), sock, settings.read_only) for sock in passed]
-        else:
-            self._listening = open_all(settings.addresses, settings.listen_backlog, held)
-        for unused in held.values():
-            self._log.event("listener_left", listen=unused.address, detail="no longer among the settings")
-            unused.close(keep_file=True)
-        if settings.admin_address is not None:
-            if not settings.admin_address.is_local and not _admin_token(settings):
-                raise StartError(
-                    f"admin: {settings.admin_address} can be reached from the network: set admin_token, or use loopback"
-                )
-            (self._admin_listening,) = open_all([settings.admin_address], 128, admin, "admin")
-        for unused in admin.values():
-            unused.close(keep_file=True)
-
     async def _start_first_workers(self) -> None:
-        starts = [worker.start(self._for_workers(), self._listening) for worker in self._workers.values()]
+        starts = [
+            worker.start(self._for_workers(), self._listening, self._places.fd) for worker in self._workers.values()
+        ]
         for outcome in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -219,7 +207,7 @@ class Supervisor:
     async def _start_admin(self) -> None:
         self._view.start()
         if self._admin_listening is not None:
-            app = create_app(self._view, _admin_token(self._settings))
+            app = create_app(self._view, admin_token(self._settings))
             self._admin = AdminServer(app, self._admin_listening.sock)
             await self._admin.start()
 
@@ -242,6 +230,7 @@ class Supervisor:
         for neighbour in (self._predecessor, self._successor):
             if neighbour is not None:
                 neighbour.close()
+        self._places.close()
         if self._serving:
             self._log.event("ended")
 
@@ -257,6 +246,7 @@ class Supervisor:
         while True:
             status = await worker.wait() if worker.pid else 0
             self._merged.retire(worker.source)
+            self._places.clear(worker.slot)
             if self._draining.is_set():
                 return
             early = time.monotonic() - worker.started < EARLY_DEATH_SECONDS
@@ -272,7 +262,7 @@ class Supervisor:
             worker = self._workers[worker.slot] = self._new_worker(worker.slot)
             self._restarts += 1
             try:
-                await worker.start(self._for_workers(), self._listening)
+                await worker.start(self._for_workers(), self._listening, self._places.fd)
             except StartError as error:
                 self._log.event("worker_not_started", level="error", worker=worker.slot, detail=str(error))
                 worker.kill()
@@ -397,9 +387,20 @@ class Supervisor:
     async def set_mode(self, mode: str, actor: str, why: str) -> None:
         """Switches steering, in every worker at once; see ``pilotwire.mode_switch``. Raises ValueError."""
         self._modes.choose(self._settings, mode, actor, why)
+        await self._mode_changed()
+        await self._modes.tell_neighbours(self._settings)
+
+    async def _mode_changed(self) -> None:
         await self._modes.tell(self._settings)
         if self._planner is not None:
             self._planner.apply(self.settings)
+
+    async def _take_mode(self, message: Message) -> None:
+        if self._modes.take(self._settings, message):
+            await self._mode_changed()
+
+    def _switched(self) -> Message:
+        return {**self.pauses.to_wire(), **self._modes.to_wire()}
 
     # --- draining and handing over -------------------------------------------------------------------------------
 
@@ -465,13 +466,15 @@ class Supervisor:
                 self._spawn(self._view.retire())
                 if self._admin is not None:
                     self._admin.retire()
-                return self.pauses.to_wire()
+                return self._switched()
             case "cancel":
                 await self._route_cancel(int(message["pid"]), str(message["secret"]), (self._predecessor,))
             case "close_idle":
                 await self._close_idle(str(message["database"]), (self._predecessor,))
             case "pause":
                 await self.pauses.take(message)
+            case "mode":
+                await self._take_mode(message)
         return None
 
     def _on_successor_lost(self) -> None:
@@ -494,6 +497,7 @@ class Supervisor:
         try:
             state = await self._predecessor.ask("ready", ROUTE_SECONDS, pid=os.getpid(), worker_ids=[*self._workers])
             await self.pauses.take(state)
+            await self._take_mode(state)
         except ControlLostError as error:
             # We hold its sockets and serve; if it still lives it serves them too, and ends when told.
             self._log.event("takeover_incomplete", level="warning", pid=self._predecessor.pid, detail=str(error))
@@ -515,6 +519,8 @@ class Supervisor:
                 await self._close_idle(str(message["database"]), (self._successor,))
             case "pause":
                 await self.pauses.take(message)
+            case "mode":
+                await self._take_mode(message)
         return None
 
     def _on_predecessor_lost(self) -> None:
@@ -583,8 +589,6 @@ class Supervisor:
             raise PlannerUnavailableError("steering is off")
         return await self._planner.reload()
 
-    # --- odds and ends -------------------------------------------------------------------------------------------
-
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
@@ -593,7 +597,3 @@ class Supervisor:
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         self._log.event("internal_error", level="error", detail=str(context.get("message", "")), error=repr(error))
-
-
-def _admin_token(settings: ProxySettings) -> str:
-    return "" if settings.admin_token is None else settings.admin_token.get_secret_value()

@@ -108,7 +108,7 @@ def train(
     algorithm: Annotated[
         Algorithm, typer.Option("--algorithm", help="Boosted trees, or the set network (needs PyTorch).")
     ] = Algorithm.GBDT,
-    budget: Budget = 300.0,
+    budget: Budget = 420.0,
     count_timeout: CountTimeout = 2.0,
     count_rows: CountRows = 50_000_000,
     connections: Connections = 2,
@@ -214,6 +214,10 @@ def _summarise(report: Report, console: Console) -> None:
         console.print(Text(f"           {reason}", style="dim"))
     if len(report.skipped) > SHOWN_SKIPPED:
         console.print(Text(f"           and {len(report.skipped) - SHOWN_SKIPPED} more", style="dim"))
+    if report.queries_given_values:
+        console.print(
+            f"           {report.queries_given_values} with parameters, taken with several likely values each"
+        )
     if report.queries_generated:
         console.print(f"           {report.queries_generated} more were generated from the schema")
     console.print(

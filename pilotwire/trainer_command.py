@@ -49,6 +49,15 @@ Upstream = Annotated[
         "--upstream", metavar="DSN", envvar="PILOTWIRE_UPSTREAM", help="The database, read only: postgresql://..."
     ),
 ]
+ArmsBudget = Annotated[
+    float,
+    typer.Option(
+        "--arms-budget",
+        metavar="SECONDS",
+        min=0,
+        help="Train a model of settings too, running statements under each for so long; 0: off.",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -95,6 +104,7 @@ def run(
     count_budget: Annotated[
         float, typer.Option("--count-budget", metavar="SECONDS", min=1, help="For counting joins, in each attempt.")
     ] = 300.0,
+    arms_budget: ArmsBudget = 0.0,
     run_budget: Annotated[
         float, typer.Option("--run-budget", metavar="SECONDS", min=1, help="For running the statements that judge.")
     ] = 300.0,
@@ -125,8 +135,8 @@ def run(
         dsn=upstream, models=models, state=_folder(state), store=_store(store, queries), queries=queries, name=name,
         schedule=schedule, on_queries=on_queries, on_drift=on_drift, on_schema=on_schema, margin=margin,
         held_out=held_out, days=days, drift_every=drift_every, check_every=check_every, label_dsn=label_dsn,
-        count_budget=count_budget, run_budget=run_budget, rounds=rounds, seed=seed, max_attempts=attempts,
-        first_delay=retry_after,
+        count_budget=count_budget, arms_budget=arms_budget, run_budget=run_budget, rounds=rounds, seed=seed,
+        max_attempts=attempts, first_delay=retry_after,
     )  # fmt: skip
     return _run(settings, once=once, now=now)
 

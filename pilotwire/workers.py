@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import Final, Literal, Protocol
 
+from pilotwire.children import environment
 from pilotwire.errors import StartError
 from pilotwire.listening import Listening
 from proxy.control import ControlChannel, ControlLostError, Message
@@ -69,8 +70,9 @@ class WorkerProcess:
         """Whether it was heard of lately."""
         return time.monotonic() - self.heard < SILENT_SECONDS
 
-    async def start(self, settings: ProxySettings, listening: Sequence[Listening]) -> None:
-        """Starts the process and waits until it accepts clients. StartError says why it does not."""
+    async def start(self, settings: ProxySettings, listening: Sequence[Listening], places: int) -> None:
+        """Starts the process and waits until it accepts clients; ``places`` is the descriptor of the memory in which
+        the workers count them together. StartError says why it does not."""
         ours, theirs = socket.socketpair()
         fds = [entry.sock.fileno() for entry in listening]
         try:
@@ -81,7 +83,8 @@ class WorkerProcess:
                 "--control",
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), *fds],
+                env=environment(),
+                pass_fds=[theirs.fileno(), places, *fds],
                 # A group of its own: Ctrl-C in the terminal reaches the supervisor alone, even while a worker starts.
                 process_group=0,
             )
@@ -99,6 +102,7 @@ class WorkerProcess:
                 worker_id=self.slot,
                 settings=settings.to_wire().decode(),
                 listeners=listeners,
+                places=places,
             )
         except ControlLostError as error:
             self.kill()

@@ -6,9 +6,12 @@ PostgreSQL's own estimate is computed (`planner.estimates`) and a model predicts
 over that estimate. Where the model can be trusted, the join is told absolutely: estimate x exp(prediction), clipped as
 the model's manifest says. Absolutely, since factors compound from join to join.
 
-A hint reaches every level of a statement where its aliases are found, so whole statements are left alone when parts of
-them are not what they seem: a view or an unknown table may bring in the same aliases, row-level security and temporary
-tables make one name mean different rows. Blocks with an alias that occurs twice in the statement are left alone too.
+A hint reaches every level of a statement where all of its aliases are found, so whole statements are left alone when
+parts of them are not what they seem: a view or an unknown table may bring in the same aliases, row-level security and
+temporary tables make one name mean different rows. Of joins whose aliases all occur elsewhere in the statement too
+nothing is said. One alias that is the statement's only one of that name is enough: where it is found, its whole block
+is. Were another block merged into that level with one of the names, pg_hint_plan would drop the hint as ambiguous;
+what is known to be merged (`planner.levels`) is not hinted in the first place.
 
 A model of settings predicts for each of its arms how much longer a statement takes than by default, and how far off
 that may be. An arm is advised where it is better by a margin even if it is as much worse than predicted as one in
@@ -25,6 +28,8 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, Final
 
 import numpy as np
@@ -37,7 +42,8 @@ from planner.estimates import BlockEstimates
 from planner.features import Featurizer, UnknownFeaturizerError, featurizer, known
 from planner.features.flat import Flat
 from planner.features.statement import Statement as StatementFeatures
-from planner.graph import NO_PARAMETERS, JoinKind, Parameters, QueryGraph
+from planner.graph import NO_PARAMETERS, JoinKind, Parameters, QueryBlock, QueryGraph
+from planner.levels import levels
 from planner.memory.records import MODEL_ARM
 from planner.resolve import Resolved, ResolvedBlock, resolve
 from planner.snapshot import Snapshot, TableInfo
@@ -54,6 +60,7 @@ class Reason(enum.StrEnum):
     ROW_SECURITY = "row_security"
     TEMPORARY = "temporary"
     DUPLICATE_ALIAS = "duplicate_alias"
+    CORRELATED = "correlated"  # joins of a sub-query that may be planned both for one outer row and for all of them
     UNION_ALL = "union_all"  # pg_hint_plan plans every one in parallel as soon as there is a hint, whatever it says
     VOLATILE = "volatile"
     NO_MODEL = "no_model"
@@ -68,8 +75,8 @@ class Reason(enum.StrEnum):
 
 TEMPLATE_WIDE: Final = frozenset({
     Reason.NO_JOIN, Reason.OUTER_JOIN, Reason.UNKNOWN_TABLE, Reason.VIEW, Reason.FOREIGN_TABLE, Reason.ROW_SECURITY,
-    Reason.TEMPORARY, Reason.DUPLICATE_ALIAS, Reason.UNION_ALL, Reason.VOLATILE, Reason.NO_MODEL, Reason.NO_DIALECT,
-    Reason.SCHEMA_MISMATCH, Reason.UNKNOWN_FEATURIZER,
+    Reason.TEMPORARY, Reason.DUPLICATE_ALIAS, Reason.CORRELATED, Reason.UNION_ALL, Reason.VOLATILE, Reason.NO_MODEL,
+    Reason.NO_DIALECT, Reason.SCHEMA_MISMATCH, Reason.UNKNOWN_FEATURIZER,
 })  # fmt: skip
 """Reasons that other values in the same statement would not change."""
 WHOLE_STATEMENT: Final = (
@@ -87,6 +94,11 @@ ARM_GAIN: Final = math.log(1.25)
 ARM_CONFIDENCE: Final = 1.645
 """How many standard deviations worse than predicted an arm may be and must still be no slower than the default: the
 one-sided 95 % of a normal distribution, which training calibrates ``log_std`` for."""
+PAIR_MS: Final = 0.02
+"""What the server takes to weigh one pair of sub-plans (`planner.subplans.join_pairs`) where hints for all of them are
+compared: 190 ms more planning for 6000 pairs."""
+PLANNING_SHARE: Final = 0.05
+"""The part of a statement's estimated time that looking at all of its join orders may take."""
 MAX_FEATURIZERS: Final = 8
 MAX_ROWS: Final = 1e15
 
@@ -239,7 +251,7 @@ def decide(
         return outcome(NOTHING, Reason.CHEAP)
     advice, reason = NOTHING, str(Reason.NO_MODEL)
     if models.cardinality is not None and "hint_plan" in snapshot.capabilities:
-        advice, reason = _rows_advice(blocks)
+        advice, reason = _rows_advice(blocks, estimated)
         if not reason and any(block.block.set_operation == "union all" for block in resolved.blocks):
             reason = Reason.UNION_ALL
         if not reason:
@@ -266,6 +278,7 @@ def _undeliverable(snapshot: Snapshot, models: Models) -> str:
 def _blocks(resolved: Resolved, snapshot: Snapshot, params: Parameters, options: Options) -> tuple[list[_Block], str]:
     """The blocks with joins that rows can be told of; the reason when there is none."""
     counts = Counter(resolved.graph.aliases)
+    twice = _twice_in_a_level(resolved.graph) if max(counts.values(), default=0) > 1 else frozenset()
     blocks: list[_Block] = []
     reason = Reason.NO_JOIN
     for block in resolved.blocks:
@@ -277,18 +290,41 @@ def _blocks(resolved: Resolved, snapshot: Snapshot, params: Parameters, options:
         masks = subplans.connected(block.block, estimates, options.limit)
         if not masks:
             continue
-        if any(counts[relation.alias] > 1 for relation in block.block.relations):
-            reason = Reason.DUPLICATE_ALIAS
-            if not options.estimate_anyway:
-                continue
         native = [max(estimates.rows(mask), 1.0) for mask in masks]
-        blocks.append(_Block(block, estimates, masks, native, [None] * len(masks), [""] * len(masks)))
-    usable = [
-        block for block in blocks if all(counts[relation.alias] == 1 for relation in block.resolved.block.relations)
-    ]
-    if usable:
-        return usable, ""
-    return blocks, reason
+        reasons = _ambiguous(block.block, masks, counts, twice)
+        blocks.append(_Block(block, estimates, masks, native, [None] * len(masks), reasons))
+    return blocks, "" if blocks else reason
+
+
+def _twice_in_a_level(graph: QueryGraph) -> frozenset[tuple[int, str]]:
+    """Block and alias of each relation that shares its alias with another one of its level."""
+    place = levels(graph)
+    seen = Counter((place[block.index], relation.alias) for block in graph.blocks for relation in block.relations)
+    return frozenset(
+        (block.index, relation.alias)
+        for block in graph.blocks
+        for relation in block.relations
+        if seen[place[block.index], relation.alias] > 1
+    )
+
+
+def _ambiguous(
+    block: QueryBlock, masks: Sequence[int], counts: Mapping[str, int], twice: frozenset[tuple[int, str]]
+) -> list[str]:
+    """Per set of relations "", or the reason why a hint cannot mean it alone.
+
+    What reads the row of an enclosing query is planned for one such row, and an EXISTS or IN once more for all of them
+    (AlternativeSubPlan): one number is wrong for one of the two."""
+    own = sum(relation.bit for relation in block.relations if counts[relation.alias] == 1)
+    shared = sum(relation.bit for relation in block.relations if (block.index, relation.alias) in twice)
+    correlated = reduce(or_, (predicate.relations for predicate in block.predicates if predicate.outer), 0)
+    reasons = []
+    for mask in masks:
+        if mask & correlated:
+            reasons.append(str(Reason.CORRELATED))
+        else:
+            reasons.append("" if mask & own and not mask & shared else str(Reason.DUPLICATE_ALIAS))
+    return reasons
 
 
 # ---------------------------------------------------------------------- models
@@ -301,6 +337,8 @@ def _predict(block: _Block, model: Model, snapshot: Snapshot, options: Options) 
     trusted, changed = _trusted(block.resolved.tables, model, snapshot)
     chosen = []
     for index, mask in enumerate(block.masks):
+        if block.reasons[index]:
+            continue
         if made is None:
             block.reasons[index] = Reason.UNKNOWN_FEATURIZER
         elif mask & changed:
@@ -387,7 +425,7 @@ def relation_hash(table: TableInfo, snapshot: Snapshot) -> str:
     return found
 
 
-def _rows_advice(blocks: Sequence[_Block]) -> tuple[Advice, str]:
+def _rows_advice(blocks: Sequence[_Block], estimated_ms: float) -> tuple[Advice, str]:
     rows: list[RowsAdvice] = []
     change = 0.0
     relations, pairs = 0, 0.0
@@ -405,9 +443,13 @@ def _rows_advice(blocks: Sequence[_Block]) -> tuple[Advice, str]:
             relations = max(relations, len(block.resolved.block.relations))
             pairs = max(pairs, subplans.join_pairs(block.resolved.block))
     if not rows:
-        return NOTHING, reasons.most_common(1)[0][0] if reasons else Reason.NO_JOIN
+        # Other values may bring the others into the model's range, but change nothing about these.
+        lasting = [(reason, reasons.pop(reason, 0)) for reason in (Reason.DUPLICATE_ALIAS, Reason.CORRELATED)]
+        return NOTHING, (reasons or Counter(dict(lasting))).most_common(1)[0][0]
     if change < MIN_CORRECTION:
         return NOTHING, Reason.NO_CHANGE
+    if pairs * PAIR_MS > PLANNING_SHARE * estimated_ms:
+        pairs = subplans.MOST_PAIRS
     return Advice(rows=tuple(rows), relations=relations, join_pairs=pairs), ""
 
 

@@ -58,6 +58,10 @@ class Limits(msgspec.Struct, array_like=True):
     regret_budget: float = 2.0
     trial_share: float = 0.05
     evidence_age_s: float = 7 * 86400.0
+    audits_per_hour: float = 0.0
+    audit_limit_ms: float = 5_000.0
+    audit_most_active: int = 4
+    min_total_ms: float = 100.0
 
 
 class Keeping(msgspec.Struct, frozen=True, array_like=True):
@@ -106,7 +110,8 @@ class ModelState(msgspec.Struct, array_like=True):
 
 class Report(msgspec.Struct, tag="report", array_like=True):
     """Counters so far, flat as in ``decisions{no_join}``, and the present state. ``catalog_age_s`` is that of the
-    oldest snapshot, -1 for none; ``stuck_s`` how long the computation under way has taken."""
+    oldest snapshot, -1 for none; ``stuck_s`` how long the computation under way has taken; ``store`` why the store
+    cannot be written, "" where it can."""
 
     counters: dict[str, float]
     models: tuple[ModelState, ...] = ()
@@ -114,6 +119,7 @@ class Report(msgspec.Struct, tag="report", array_like=True):
     catalog_age_s: float = -1.0
     queue: int = 0
     stuck_s: float = 0.0
+    store: str = ""
 
 
 class Reloaded(msgspec.Struct, tag="reloaded", array_like=True):

@@ -10,6 +10,8 @@ They are no model of a plan and are used for no choice between plans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import or_
 from typing import Final
 
 from planner.estimates import BlockEstimates
@@ -31,6 +33,7 @@ def estimated_ms(
     count = len(block.relations)
     filtered = [estimates.filtered_rows(number) if tables[number] else DEFAULT_ROWS for number in range(count)]
     neighbours = _neighbours(block)
+    outer = reduce(or_, (1 << edge.right.relation for edge in block.edges if edge.kind is JoinKind.LEFT), 0)
     total = START_MS
     left = set(range(count))
     while left:
@@ -38,14 +41,36 @@ def estimated_ms(
         left.discard(start)
         joined, size = 1 << start, filtered[start]
         total += _read_ms(block, start, tables[start], filtered[start])
+        inner, widened = joined, 1.0
         while candidates := [number for number in left if neighbours.get(number, 0) & joined]:
-            best = min(candidates, key=lambda number: rows(joined | 1 << number))
+            outputs = {
+                number: _outer_rows(block, estimates, number, joined, size, filtered[number])
+                if outer >> number & 1
+                else rows(inner | 1 << number) * widened
+                for number in candidates
+            }
+            best = min(candidates, key=lambda number: outputs[number])
             left.discard(best)
-            output = rows(joined | 1 << best)
+            output = outputs[best]
             by_index = LOOKUP_MS * (size + output) if _join_index(block, best, joined, tables[best]) else float("inf")
             total += min(_read_ms(block, best, tables[best], filtered[best]), by_index) + OUTPUT_MS * output
+            if outer >> best & 1:
+                widened *= output / max(size, 1.0)
+            else:
+                inner |= 1 << best
             joined, size = joined | 1 << best, output
     return total
+
+
+def _outer_rows(
+    block: QueryBlock, estimates: BlockEstimates, number: int, joined: int, size: float, filtered: float
+) -> float:
+    """The rows after a LEFT join, which loses none of those before it."""
+    share = 1.0
+    for edge in block.edges:
+        if edge.kind is JoinKind.LEFT and edge.right.relation == number and joined >> edge.left.relation & 1:
+            share *= estimates.edge_selectivity(edge)
+    return max(size * filtered * share, size)
 
 
 def _neighbours(block: QueryBlock) -> Mapping[int, int]:

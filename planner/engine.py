@@ -71,7 +71,7 @@ class Engine:
         self._store = store
         self.weighing = Weighing(memory, counters, verify) if memory is not None else None
         self._counters = counters
-        self._accuracy = Accuracy(counters)
+        self.accuracy = Accuracy(counters)
         self._recorder = recorder
         self._quarantine = frozenset(quarantine)
         self._lock = threading.Lock()
@@ -152,7 +152,7 @@ class Engine:
         if self.weighing is not None and message.query:
             self._weigh_run(message, self.weighing.memory)
             if not message.failed:
-                self._accuracy.observed(message.query.hex(), message.rows)
+                self.accuracy.observed(message.query.hex(), message.rows)
         if message.steered or message.failed:
             return
         key = (message.database, message.template)
@@ -303,7 +303,7 @@ class Engine:
                 # What is asked about here was measured to be slow, whatever it is estimated.
                 options=Options(observe=self._observe_model),
                 failed=lambda error: self._counters.add("planner_failures", type(error).__name__),
-                decided=lambda outcome: self._accuracy.decided(found.facts.key, graph, outcome),
+                decided=lambda outcome: self.accuracy.decided(found.facts, graph, outcome),
             )
             return made
 

@@ -23,12 +23,14 @@ from planner.graph import (
     Column,
     Compare,
     Condition,
+    Expression,
     JoinEdge,
     JoinKind,
     Like,
     Or,
     Parameters,
     Predicate,
+    relations_of,
 )
 from planner.resolve import ResolvedBlock
 from planner.sampling import matching_rows
@@ -297,8 +299,19 @@ class BlockEstimates:
             if predicate.relations >> relation & 1 and predicate.relations & whole == predicate.relations:
                 found = self._others.get(index)
                 if found is None:
-                    found = self._others[index] = self._joined(predicate.condition)
+                    found = self._others[index] = self._beyond_filters(predicate)
                 share *= found
+        return share
+
+    def _beyond_filters(self, predicate: Predicate) -> float:
+        """What a join condition keeps of the rows that the filters left which follow from it
+        (consider_new_or_clause)."""
+        share = self._joined(predicate.condition)
+        for implied in self.equivalences.implied.get(predicate, ()):
+            table = self.tables[implied.relations.bit_length() - 1]
+            if table is not None:
+                kept = TableFilters(self.snapshot, table, self.params).one(implied.condition)[0]
+                share = min(share / kept, 1.0) if kept > 0.0 else share
         return share
 
     def _joined(self, condition: Condition) -> float:
@@ -309,10 +322,9 @@ class BlockEstimates:
         return share
 
     def _joined_part(self, condition: Condition) -> float:
-        relations = _relations(condition)
-        if len(relations) == 1:
-            (relation,) = relations
-            table = self.tables[relation]
+        relations = relations_of(condition)
+        if relations.bit_count() == 1:
+            table = self.tables[relations.bit_length() - 1]
             return TableFilters(self.snapshot, table, self.params).one(condition)[0] if table is not None else 0.5
         match condition:
             case Compare(operator, Column() as left, Column() as right):
@@ -332,13 +344,13 @@ class BlockEstimates:
                 return 1.0 - DEFAULT_MATCH if negated else DEFAULT_MATCH
         return 0.5
 
-    def _expression(self, expression: object) -> ColumnModel:
+    def _expression(self, expression: Expression) -> ColumnModel:
         if isinstance(expression, Column):
             table = self.tables[expression.relation]
             if table is not None:
                 return column_model(self.snapshot, table, expression.name)
-        read = _relations(expression)
-        return expression_model(self.table_rows(read.pop()) if len(read) == 1 else 0.0)
+        read = relations_of(expression)
+        return expression_model(self.table_rows(read.bit_length() - 1) if read.bit_count() == 1 else 0.0)
 
     # ------------------------------------------------------------------ foreign keys
 
@@ -403,19 +415,6 @@ class BlockEstimates:
 
 def _members(mask: int) -> list[int]:
     return [index for index in range(mask.bit_length()) if mask >> index & 1]
-
-
-def _relations(node: object) -> set[int]:
-    """The relations that a condition or expression reads."""
-    if isinstance(node, Column):
-        return {node.relation}
-    found: set[int] = set()
-    for name in getattr(node, "__dataclass_fields__", ()):
-        value = getattr(node, name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if hasattr(part, "__dataclass_fields__"):
-                found |= _relations(part)
-    return found
 
 
 _NUMBERS: Final = (Family.INTEGER, Family.NUMERIC, Family.FLOAT)

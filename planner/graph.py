@@ -139,6 +139,21 @@ class Predicate:
     opaque: bool = False
 
 
+def relations_of(node: Condition | Expression) -> int:
+    """The set of relations whose columns a condition or expression reads."""
+    if isinstance(node, Column):
+        return 1 << node.relation
+    if isinstance(node, Const | Param | Unknown):
+        return 0
+    found = 0
+    for name in node.__slots__:
+        value = getattr(node, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if not isinstance(part, str | bool):
+                found |= relations_of(part)
+    return found
+
+
 # ---------------------------------------------------------------------- relations and joins
 
 

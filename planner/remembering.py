@@ -19,7 +19,7 @@ from planner.memory.evidence import Rules
 from planner.memory.guard import Policy
 from planner.memory.keys import canonical_params
 from planner.memory.memory import Memory
-from planner.memory.records import ArmRecord, Execution, HistoryPoint, LedgerEntry, QueryRecord
+from planner.memory.records import ArmRecord, Execution, GuardRecord, HistoryPoint, LedgerEntry, QueryRecord
 from planner.memory.store import Changes, Retention, StoreError
 from planner.memory.store.rows import Record
 from planner.memory.store.writer import Writer
@@ -36,6 +36,7 @@ WRITTEN: Final[Mapping[type, str]] = {
     LedgerEntry: "ledger",
     Execution: "execution",
     HistoryPoint: "history",
+    GuardRecord: "guard",
 }
 """What kinds of records are called in the metrics."""
 MAX_SAMPLE_TEXT: Final = 65_536
@@ -58,7 +59,7 @@ class Remembering:
         self._counters = counters
         self._forget = forget
         self._failed = failed
-        self._failing = False
+        self._failing = ""
         self._writer: Writer | None = None
         if keeping.url:
             self._writer = Writer(
@@ -77,7 +78,7 @@ class Remembering:
             return
         changes = self._memory.drain()
         # In one call, so that a state and its ledger line are written by one transaction.
-        if self._writer is not None and not self._writer.put(*changes.records, *changes.ledger):
+        if self._writer is not None and not self._writer.put(*changes.records, *changes.ledger, *changes.guards):
             self._counters.add("memory_unwritten")
         for name, count in (
             ("memory_approved", changes.approved),
@@ -123,6 +124,11 @@ class Remembering:
         if self._writer is not None:
             self._writer.put(LedgerEntry(at=time.time(), kind="model", model=model, after="serves", why=f"kind {kind}"))
 
+    @property
+    def failing(self) -> str:
+        """Why the store was not written when that was last tried; "" where it was."""
+        return self._failing
+
     def close(self) -> None:
         """Writes what waits, for at most two seconds."""
         if self._writer is not None:
@@ -132,7 +138,7 @@ class Remembering:
     # --- in the writer's thread ------------------------------------------------------------------------------------
 
     def _on_committed(self, records: list[Record]) -> None:
-        self._failing = False
+        self._failing = ""
         for kind, count in Counter(type(record) for record in records).items():
             self._counters.add("store_written", WRITTEN[kind], count)
         if self._memory is not None:
@@ -140,12 +146,12 @@ class Remembering:
 
     def _on_changed(self, changes: Changes) -> None:
         if self._memory is not None:
-            self._memory.loaded(changes.queries, changes.arms)
+            self._memory.loaded(changes.queries, changes.arms, changes.guards)
 
     def _on_failure(self, error: StoreError) -> None:
         self._counters.add("memory_store_failures", error.kind)
-        if not self._failing:
-            self._failing = True
+        told, self._failing = self._failing, str(error)
+        if not told:
             self._failed(str(error))
 
 
@@ -156,6 +162,7 @@ def policy(limits: Limits) -> Policy:
         template_gain=limits.template_gain,
         min_calls=limits.min_calls,
         min_ms=limits.min_gain_ms * 1.2,
+        min_total_ms=limits.min_total_ms,
         control_share=limits.control_share,
         canary_share=limits.canary_share,
         budget=limits.regret_budget,

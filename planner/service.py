@@ -34,6 +34,7 @@ from model_runtime.limits import Limits as ModelLimits
 from model_runtime.store import ModelStore, Outcome
 from planner import control
 from planner.advise import Models
+from planner.auditing import Auditor
 from planner.blackbox import Recorder
 from planner.catalogs import Catalogs, connector
 from planner.control import Control, Event, Limits, ModelState, Poll, Ready, Refuse, Reload, Reloaded, Report, Start
@@ -89,6 +90,12 @@ class Service:
         )
         self._remembering = Remembering(memory, start.keeping, self._counters, self._outdated, self._on_store_failed)
         self._verifier = Verifier(lambda database: connector(start.upstream, database), self._verified)
+        self._auditor = Auditor(
+            lambda database: connector(start.upstream, database),
+            self._engine.accuracy,
+            self._counters,
+            lambda: self._limits,
+        )
         self._catalogs = Catalogs(
             start.upstream, start.limits, self._prepare, self._on_catalog, self._on_catalog_failed
         )
@@ -121,6 +128,7 @@ class Service:
         self._spawn(self._tick())
         self._spawn(self._remember())
         self._spawn(self._verifier.run())
+        self._spawn(self._auditor.run())
         gc.collect()
         gc.freeze()
 
@@ -327,11 +335,16 @@ class Service:
             self._catalogs.age_seconds(),
             self._lanes.waiting,
             self._lanes.stuck_seconds,
+            self._remembering.failing,
         )
 
     async def _tick(self) -> None:
+        failing = ""
         while True:
             self._events = 0
+            if failing and not self._remembering.failing:
+                self._event("store_back", "info")
+            failing = self._remembering.failing
             self._send(self._report())
             self._check_health()
             await asyncio.sleep(TICK_SECONDS)

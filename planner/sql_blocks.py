@@ -26,6 +26,7 @@ from planner.graph import (
 )
 from planner.sql_expressions import COMMUTED, Expressions, Node, kind_and_body, names
 from planner.sql_joins import Conjunct, Join, JoinTree, mask_of, settle
+from planner.sql_or import common_to_all
 from planner.sql_scopes import OUTER, ColumnsOf, Outputs, Scope, Source
 
 OPERATIONS: Final = {"SETOP_UNION": "union", "SETOP_INTERSECT": "intersect", "SETOP_EXCEPT": "except"}
@@ -428,6 +429,14 @@ class Builder(Expressions):
                 self.conjuncts(item, into, semi_joins, correlated)
             self.depth -= 1
             return
+        if kind == "BoolExpr" and body.get("boolop") == "OR_EXPR":
+            common, rest = common_to_all(body["args"])
+            if common:
+                self.enter()
+                for item in (*common, *rest):
+                    self.conjuncts(item, into, semi_joins, correlated)
+                self.depth -= 1
+                return
         scope = self.scope
         scope.clear()
         if semi_joins and kind in _MAYBE_SEMI_JOIN:

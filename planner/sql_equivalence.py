@@ -20,11 +20,13 @@ from planner.graph import (
     Expression,
     JoinEdge,
     JoinKind,
+    Or,
     Param,
     Predicate,
     QueryBlock,
 )
 from planner.sql_expressions import COMMUTED
+from planner.sql_or import restriction
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +49,18 @@ class EquivalenceClass:
 @dataclass(frozen=True, slots=True)
 class Equivalences:
     """Everything about inner joins only. ``others`` are inner edges that make nothing equal (``<`` and the like).
-    ``neighbours`` has for each relation the set of those that an edge, written or implied, joins it with."""
+    ``neighbours`` has for each relation the set of those that an edge, written or implied, joins it with. ``implied``
+    has the filters that follow from a join condition with an OR; they are among `filters` too."""
 
     classes: tuple[EquivalenceClass, ...]
     others: tuple[JoinEdge, ...]
     neighbours: tuple[int, ...]
     derived: Mapping[int, tuple[Predicate, ...]] = field(default_factory=dict)
+    implied: Mapping[Predicate, tuple[Predicate, ...]] = field(default_factory=dict)
 
     def filters(self, relation: int) -> tuple[Predicate, ...]:
-        """Filters on that relation that follow from others, and are not written: ``column = constant``, and
-        ``column = column`` of one relation."""
+        """Filters on that relation that follow from others, and are not written: ``column = constant``,
+        ``column = column`` of one relation, and what the arms of an OR say of it."""
         return self.derived.get(relation, ())
 
     def edges(self, mask: int) -> tuple[JoinEdge, ...]:
@@ -161,11 +165,16 @@ def equivalences(block: QueryBlock) -> Equivalences:
                 if member not in constants:
                     _derive(derived, Compare("=", member, constant))
     _through_outer_joins(outer, known, derived)
+    implied = _implied(block)
+    for predicates in implied.values():
+        for predicate in predicates:
+            derived.setdefault(predicate.relations.bit_length() - 1, []).append(predicate)
     return Equivalences(
         tuple(classes),
         tuple(others),
         tuple(_neighbours(len(block.relations), classes, others)),
         {relation: tuple(predicates) for relation, predicates in derived.items()},
+        implied,
     )
 
 
@@ -209,6 +218,24 @@ def _is_constant(expression: Expression) -> bool:
     if isinstance(expression, Call):
         return all(_is_constant(argument) for argument in expression.args)
     return isinstance(expression, Param)
+
+
+def _implied(block: QueryBlock) -> dict[Predicate, tuple[Predicate, ...]]:
+    """The filters that follow from each join condition that is an OR."""
+    found: dict[Predicate, tuple[Predicate, ...]] = {}
+    for predicate in block.predicates:
+        if isinstance(predicate.condition, Or) and predicate.relations.bit_count() > 1:
+            if predicate.opaque or predicate.outer:
+                continue
+            filters = [
+                Predicate(condition, relation.bit)
+                for relation in block.relations
+                if predicate.relations & relation.bit
+                and (condition := restriction(predicate.condition, relation.bit)) is not None
+            ]
+            if filters:
+                found[predicate] = tuple(filters)
+    return found
 
 
 def _derive(derived: dict[int, list[Predicate]], condition: Compare) -> None:

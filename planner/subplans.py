@@ -62,7 +62,8 @@ def join_pairs(block: QueryBlock, most: float = MOST_PAIRS) -> float:
 
     A connected set of k relations and e edges splits in two connected halves in k - 1 ways if it is a tree and in
     2**(k-1) - 1 if all are joined with all; between these the count here goes by the number of cycles. Outer and semi
-    joins count as inner ones, which is too many. Infinite from ``most`` on.
+    joins count as inner ones, which is too many. ``most`` stands for any number above it: infinity could not be stored
+    with the advice, as JSON.
     """
     neighbours = list(equivalences(block).neighbours)
     for edge in block.edges:
@@ -90,7 +91,7 @@ def _pairs(neighbours: tuple[int, ...], most: float) -> float:
                     following[grown] = (around | joined, total)
                     pairs += min(2.0 ** (size - 1) - 1, (size - 1) * (total - size + 2.0))
                 if pairs >= most:
-                    return math.inf
+                    return most
         level = following
     return pairs
 

@@ -19,10 +19,12 @@ from proxy.console_db import servers
 from proxy.console_db.rights import Rights, meant, rights
 from proxy.console_db.session import MAX_SESSIONS, ConsoleSession
 from proxy.control import KEY_SERIAL_BITS, worker_of_key
+from proxy.database_counters import DatabaseCounters
 from proxy.login import Credential, Login
 from proxy.logs import Log
 from proxy.metrics import Counters
 from proxy.pausing import Pauses
+from proxy.places import Places
 from proxy.pool_gauges import pool_name
 from proxy.readonly import lifts_read_only
 from proxy.relay import RelaySession
@@ -60,6 +62,7 @@ _MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently u
 # How long a cancel request waits for a query of the proxy's own, and how often it looks.
 _OWN_QUERY_SECONDS: Final = 5.0
 _OWN_QUERY_LOOK: Final = 0.0005
+_CANCEL_HELD: Final = (0.02, 0.1, 0.5)  # seconds between requests that cancel a statement which was kept back
 _MAX_CANCELS: Final = 64  # cancel requests under way at once; nobody has logged in to send one
 
 
@@ -98,6 +101,7 @@ class WorkerContext:
         self.settings = settings
         self.worker_id = worker_id
         self.counters = counters
+        self.databases = DatabaseCounters(counters)
         self.log = log
         self.tls = TlsContexts(settings)
         self.authenticator = Authenticator(
@@ -106,6 +110,7 @@ class WorkerContext:
         self.steerer = Steerer(settings, counters, log) if settings.planner_socket else None
         self.registry = StatementRegistry()
         self.sessions = Sessions()
+        self.places = Places()
         self.consoles: set[ConsoleSession] = set()
         self.pauses = Pauses()
         self.tracer: Tracer | None = None
@@ -163,7 +168,7 @@ class WorkerContext:
         two clock readings for each piece would cost more than they tell."""
         while True:
             await asyncio.sleep(_PROBE_SECONDS)
-            self.counters.probe_client = self.counters.probe_server = True
+            self.databases.probe()
 
     # ------------------------------------------------------------------ sessions
 
@@ -282,6 +287,7 @@ class WorkerContext:
         if session.key[0]:
             self._keys.pop(session.key[0], None)
         self.counters.clients_current -= 1
+        self.places.put(self.places.admitted, len(self.sessions))
         pool = pool_name(session.login.user, session.login.database)
         self._clients[pool] -= 1
         if not self._clients[pool]:
@@ -325,7 +331,8 @@ class WorkerContext:
         if pool is None:
             limit = self.settings.pool_size + self.settings.pool_overflow
             opener = Opener(self.settings, self.tls, login.user, login.database, login.credential, limit)
-            pool = self._pools[key] = BackendPool(self.settings, self.counters, self.log, opener, startup)
+            counters = self.databases.of(login.database)
+            pool = self._pools[key] = BackendPool(self.settings, counters, self.log, opener, startup)
             pool.pause(paused=self.pauses.holds(login.database))
             _drop_unused(self._pools, pool)
         else:
@@ -344,7 +351,7 @@ class WorkerContext:
             self.counters.trace_spans.update(
                 exported=self.tracer.exported, dropped=self.tracer.dropped, failed=self.tracer.failed
             )
-        return self.counters.snapshot()
+        return self.databases.snapshot()
 
     def servers(self) -> list[dict[str, Any]]:
         """The server connections of this worker; see `proxy.console_db.servers`."""
@@ -417,14 +424,23 @@ class WorkerContext:
             return True
         session.talk.cancelled()
         await self._own_query_over(session)
-        session.without_advice()  # the statement that waits is the one that is meant
+        held = session.without_advice()  # the statement that waits is the one that is meant
         backend = session.backend
         if backend is None or not session.talk.cancellable:
             self.counters.cancels_dropped += 1
             return True
         backend.cancelling += 1
+        answered = session.talk.ready_count
         try:
             await self._send_cancel(backend.address, backend.pid, backend.secret)
+            for pause in _CANCEL_HELD if held else ():
+                # The request may have come to the server before the statement that waited here until now, and hit
+                # nothing: a client that sent its statement long ago must not find that out.
+                await asyncio.sleep(pause)
+                talk = session.talk
+                if session.backend is not backend or talk.ready_count != answered or not talk.cancellable:
+                    break
+                await self._send_cancel(backend.address, backend.pid, backend.secret)
         finally:
             self.cancel_over(backend)
         return True

@@ -25,6 +25,7 @@ from proxy.console_db.rights import meant
 from proxy.login import Credential, Login, RelayCredential
 from proxy.logs import Log
 from proxy.metrics import Counters
+from proxy.places import Places
 from proxy.settings import ProxySettings
 from proxy.tls import ALPN, TlsContexts
 from proxy.wire.messages import AUTHENTICATION_OK, error_response
@@ -65,6 +66,8 @@ class GreetingContext(Protocol):
     def draining(self) -> bool: ...
     @property
     def sessions(self) -> Collection[Any]: ...
+    @property
+    def places(self) -> Places: ...
 
     def start_session(self, login: Login, transport: asyncio.Transport, pending: bytes) -> None:
         """Takes over a client to whom AuthenticationOk has been sent."""
@@ -360,7 +363,7 @@ class Greeting(asyncio.Protocol):
             check_common_name(startup.user, self._certificate())
         settings = self._context.settings
         own = meant(settings, startup.database, startup.replication)
-        if len(self._context.sessions) >= settings.max_clients and not own:
+        if self._context.places.taken > settings.max_clients and not own:
             self._context.counters.queue_rejected += 1
             self._end(last + TOO_MANY_CLIENTS.response)
             return
@@ -385,11 +388,13 @@ class Greeting(asyncio.Protocol):
         )
         pending, self._buffer = self._buffer, b""
         self._resume()
-        self._ticket.leave()
-        if isinstance(credential, RelayCredential):
-            self._context.start_relay(login, transport, startup.raw, pending)
-        else:
-            self._context.start_session(login, transport, pending)
+        try:
+            if isinstance(credential, RelayCredential):
+                self._context.start_relay(login, transport, startup.raw, pending)
+            else:
+                self._context.start_session(login, transport, pending)
+        finally:
+            self._ticket.leave()  # behind it: in between its place would look free
 
     # Ends.
 

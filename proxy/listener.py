@@ -104,14 +104,19 @@ class Lobby:
 
     def admit(self, arrival: Arrival) -> bool:
         """Counts a connection whose start-up message is there among the clients, if there is room for one more."""
-        if self.admitted + len(self._context.sessions) >= self._context.settings.max_clients:
+        if not self._context.places.admit(self._context.settings.max_clients):
             return False
         self._arriving.pop(arrival, None)
+        self._count()
         return True
+
+    def _count(self) -> None:
+        self._context.places.put(self.admitted, len(self._context.sessions))
 
     def leave(self, arrival: Arrival) -> None:
         self._arriving.pop(arrival, None)
         self._deadlines.pop(arrival, None)
+        self._count()
         if not self._deadlines:
             if self._timer is not None:
                 self._timer.cancel()

@@ -1,4 +1,4 @@
-"""Every metric of the program, declared once, and the plain integers behind them.
+"""The plain integers behind the metrics that `proxy.declared_metrics` declares.
 
 A worker owns one ``Counters`` and adds to its attributes (``counters.statements += 1``), which costs an attribute
 store and nothing else. Once a second, and whenever somebody scrapes, it sends ``counters.snapshot()`` to the
@@ -14,196 +14,22 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from proxy.declared_metrics import LATENCY_BOUNDS, WAIT_BOUNDS, WIRE_BOUNDS, WORKER_METRICS
 from proxy.quantiles import bucket
-
-LATENCY_BOUNDS: Final[tuple[float, ...]] = (
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-)
-"""Upper bounds of the latency buckets in seconds; what is slower falls into the last, open one."""
-
-WIRE_BOUNDS: Final[tuple[float, ...]] = (
-    0.000005,
-    0.00001,
-    0.000025,
-    0.00005,
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.01,
-    0.05,
-)
-WAIT_BOUNDS: Final[tuple[float, ...]] = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
 
 MAX_LABELS: Final = 32
 """Values one label may take before further ones are counted under ``other``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric as it is exposed.
-
-    ``attribute`` is the name in ``Counters`` (and of the snapshot key), ``name`` the Prometheus name without
-    ``pilotwire_`` and without ``_total``, ``label`` the label's name when there is one and ``values`` the label values
-    that are shown even at zero.
-    """
-
-    attribute: str
-    kind: Literal["counter", "gauge"]
-    name: str
-    help: str
-    label: str = ""
-    values: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """A histogram as it is exposed: ``name`` without ``pilotwire_``, ``attribute`` of the snapshot keys, upper bounds
-    in seconds (or plain factors, where the name says no unit)."""
-
-    name: str
-    attribute: str
-    help: str
-    bounds: tuple[float, ...]
-
-
-def _counter(attribute: str, text: str, label: str = "", values: tuple[str, ...] = (), name: str = "") -> Metric:
-    return Metric(attribute, "counter", name or attribute, text, label, values)
-
-
-def _gauge(attribute: str, text: str, name: str = "", label: str = "") -> Metric:
-    return Metric(attribute, "gauge", name or attribute, text, label)
-
-
-WORKER_METRICS: Final[tuple[Metric, ...]] = (
-    _counter("clients_total", "Client connections that were let in.", name="clients_accepted"),
-    _gauge("clients_current", "Client connections open now."),
-    _counter("logins_failed", "Client logins that were refused."),
-    _counter("tls_connections", "Client connections that were encrypted."),
-    _counter("protocol_errors", "Connections closed because the client broke the protocol."),
-    _counter("half_open_evicted", "Connections without a start-up message closed to make room for others."),
-    _counter("login_timeouts", "Connections closed because login_timeout passed before their login was over."),
-    _counter("accept_pauses", "Pauses in accepting because the system refused a descriptor or memory."),
-    _counter("statements", "Statements sent on to the server."),
-    _counter("transactions", "Transactions that ended."),
-    _counter("bytes_from_client", "Bytes received from clients.", name="client_received_bytes"),
-    _counter("bytes_to_client", "Bytes sent to clients.", name="client_sent_bytes"),
-    _counter(
-        "backends_opened",
-        "Server connections opened, by how: from the asyncpg pool or directly.",
-        "how",
-        ("pool", "direct"),
-    ),
-    _counter("backends_closed", "Server connections closed."),
-    _gauge("backends_current", "Server connections open now."),
-    _gauge("pool_waiting", "Clients waiting for a server connection now."),
-    _gauge("paused", "Workers in which clients are kept waiting by PAUSE."),
-    _gauge("pool_clients", "Clients connected now, by user@database.", label="pool"),
-    _gauge("pool_servers", "Server connections of a shared pool now, by user@database.", label="pool"),
-    _gauge("pool_limit", "Server connections that a shared pool may have, by user@database.", label="pool"),
-    _gauge("pool_queue", "Clients waiting for a server connection now, by user@database.", label="pool"),
-    _counter("pool_wait_seconds_sum", "Time clients waited for a server connection.", name="pool_wait_seconds"),
-    _counter("pool_wait_seconds_count", "Times a client had to wait for a server connection.", name="pool_waits"),
-    _counter("pool_wait_timeouts", "Clients refused because queue_timeout passed."),
-    _counter("queue_rejected", "Clients refused because max_clients or queue_limit was reached."),
-    _counter("cancels_forwarded", "Cancel requests sent on to the server."),
-    _counter("cancels_dropped", "Cancel requests that named no running query."),
-    _counter("pinned", "Clients that were given a server connection for good, by reason.", "reason"),
-    _counter("statements_reprepared", "Prepared statements prepared once more on another server connection."),
-    _counter("steering_left_alone", "Statements that steering left as they were."),
-    _counter("steering_steered", "Statements that went on with advice."),
-    _counter("steering_models", "Statements that went on with advice, by model and version.", "model"),
-    _counter("steering_arms", "Statements that went on with advice, by the kind of advice.", "arm"),
-    _counter("steering_dialects", "Statements that went on with advice, by how it was written.", "dialect"),
-    _counter("steering_reasons", "Statements that join tables and were left alone, by reason.", "reason"),
-    _counter("steering_waited", "Statements that waited for advice."),
-    _counter("steering_wait_seconds", "Time that statements waited for advice."),
-    _counter("steering_late", "Statements whose advice did not come before the deadline."),
-    _counter("steering_asked", "Questions sent to the planner."),
-    _counter("steering_answered", "Answers received from the planner."),
-    _counter("steering_refused", "Steered statements that the server refused because of the advice."),
-    _counter("steering_run_again", "Refused statements that were run again as the client sent them."),
-    _counter("steering_control", "Statements left alone for comparison though there was advice."),
-    _counter("steering_stopped", "Steered statements that went over their budget and were run again unsteered."),
-    _counter("steering_stops_failed", "Cancel requests for statements over their budget that could not be sent."),
-    _counter("steering_breaker_opened", "Times that the planner missed so many deadlines that waiting was given up."),
-    _counter("steering_planner_errors", "Connections to the planner that were closed because it sent garbage."),
-    _counter("steering_observations_dropped", "Measurements not told to the planner because it did not read."),
-    _gauge("planner_connected", "Workers that are connected to the planner."),
-    _counter("parse_cache_evictions", "Prepared statements evicted to stay below max_prepared_bytes."),
-    _counter("read_only_refused", "Statements refused by the read-only guard."),
-    _counter("handed_back", "Server connections given back to the asyncpg pool."),
-    _counter("trace_spans", "Spans by what became of them: exported, dropped (too many waited), failed.", "outcome"),
-    _counter("log_lines_dropped", "Log lines dropped because standard error was not read fast enough."),
-)
-"""What each worker counts. A counter never falls; a gauge of a dead worker is forgotten."""
-
-SUPERVISOR_METRICS: Final[dict[str, Metric]] = {
-    metric.attribute: metric
-    for metric in (
-        _gauge("workers_configured", "Worker processes there should be."),
-        _gauge("workers_ready", "Worker processes that accept clients."),
-        _gauge("workers_responding", "Worker processes heard of within the last ten seconds."),
-        _counter("worker_restarts", "Worker processes started again because one had died."),
-        _gauge("draining", "1 while the instance stops and serves only who is connected, else 0."),
-        _gauge("start_time", "When the instance was started, in seconds since 1970.", name="start_time_seconds"),
-        Metric("memory", "gauge", "process_resident_memory_bytes", "Resident memory of each process.", "process"),
-    )
-}
-"""What the supervisor knows by itself, by name."""
 _GAUGES: Final = frozenset(metric.attribute for metric in WORKER_METRICS if metric.kind == "gauge")
 LATENCY: Final = "statement_latency"
 LATENCY_SUM: Final = "statement_latency_sum"
-WORKER_HISTOGRAMS: Final[tuple[Histogram, ...]] = (
-    Histogram(
-        "statement_latency_seconds",
-        LATENCY,
-        "Seconds from a statement's arrival to the end of its answer.",
-        LATENCY_BOUNDS,
-    ),
-    Histogram(
-        "server_seconds",
-        "server_time",
-        "Seconds of that without what the proxy held the statement up: waiting for advice, runs over their budget.",
-        LATENCY_BOUNDS,
-    ),
-    Histogram(
-        "decision_wait_seconds",
-        "decision_wait",
-        "Seconds that statements were held up to wait for advice.",
-        WAIT_BOUNDS,
-    ),
-    Histogram(
-        "wire_seconds",
-        "wire",
-        "Seconds the proxy worked on one piece of what a client or server sent; some twenty a second are measured.",
-        WIRE_BOUNDS,
-    ),
-)
-"""What each worker measures."""
 MODEL_LATENCY: Final = "model_latency"
 """Sketches of what steered statements took their clients, by model and version."""
+OTHER: Final = "other"
+"""The label of what came after the first `MAX_LABELS`."""
 NO_MODEL: Final = "none"
 """The label of statements that went on as they were."""
 
@@ -229,7 +55,7 @@ class Labelled(dict[str, int]):
     def __setitem__(self, label: str, count: int) -> None:
         if label not in self and len(self) >= MAX_LABELS:
             # `counters.x[new] += n` read 0 above, so that `count` is just what is to be added.
-            label, count = "other", self["other"] + count
+            label, count = OTHER, self[OTHER] + count
         dict.__setitem__(self, label, count)
 
 
@@ -300,6 +126,7 @@ class Counters:
         "steering_waited",
         "tls_connections",
         "trace_spans",
+        "transaction_seconds",
         "transactions",
     )
 
@@ -314,6 +141,7 @@ class Counters:
         self.accept_pauses = 0
         self.statements = 0
         self.transactions = 0
+        self.transaction_seconds = 0.0
         self.bytes_from_client = 0
         self.bytes_to_client = 0
         self.backends_opened = Labelled(pool=0, direct=0)
@@ -391,7 +219,7 @@ class Counters:
         counts = self._model_latency.get(model or NO_MODEL)
         if counts is None:
             if model and len(self._model_latency) >= MAX_LABELS:
-                model = "other"
+                model = OTHER
             counts = self._model_latency.setdefault(model or NO_MODEL, {})
         number = bucket(seconds * 1000)
         counts[number] = counts.get(number, 0) + 1

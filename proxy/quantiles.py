@@ -9,7 +9,7 @@ In a flat snapshot (see `proxy.metrics`) the sketch of one label is ``attribute{
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log2
 from typing import Final
 
@@ -55,6 +55,19 @@ def sketches(totals: Mapping[str, float], attribute: str) -> dict[str, Sketch]:
             if number.isdigit():
                 found.setdefault(label, {})[int(number)] = count
     return found
+
+
+def of_histogram(totals: Mapping[str, float], attribute: str, bounds: Sequence[float], share: float) -> float:
+    """The same of a histogram in a flat snapshot, in its own unit; what lies in the last, open bucket counts as its
+    lower bound. 0.0 of an empty one."""
+    counts = [totals.get(f"{attribute}{{{bound}}}", 0.0) for bound in (*bounds, "+Inf")]
+    wanted = share * sum(counts)
+    below, lower = 0.0, 0.0
+    for bound, count in zip((*bounds, bounds[-1]), counts, strict=True):
+        if count > 0 and below + count >= wanted:
+            return lower + (bound - lower) * (wanted - below) / count
+        below, lower = below + count, bound
+    return 0.0
 
 
 def since(now: Mapping[str, Sketch], before: Mapping[str, Sketch]) -> dict[str, Sketch]:

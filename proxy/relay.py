@@ -2,8 +2,8 @@
 
 Until the server's first ReadyForQuery bytes pass unread, but for one thing: SCRAM-SHA-256-PLUS is taken off the list
 of methods, since binding to a TLS channel cannot work through a proxy that ends it. Where both sides have TLS, the
-client must say ``channel_binding=disable``: its proof tells the server otherwise that the offer was kept from it. From
-then on the client is in an ordinary session with a backend of its own.
+client must say ``channel_binding=disable``: its proof tells the server otherwise that the offer was kept from it, and
+the server's refusal goes on with a hint. After the login the client has an ordinary session with its own backend.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from proxy.session_base import SHUTDOWN
 from proxy.upstream.backend import Backend
 from proxy.upstream.direct import connect
 from proxy.upstream.errors import UpstreamError
-from proxy.wire.frames import READY, whole_messages
+from proxy.wire.frames import ERROR, READY, whole_messages
 from proxy.wire.messages import message, startup_message
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ _AUTHENTICATION: Final = 0x52  # R
 _KEY_DATA: Final = 0x4B  # K
 _SASL: Final = b"\0\0\0\x0a"
 _PLUS: Final = b"SCRAM-SHA-256-PLUS\0"
+_REFUSED: Final = b"\0C28000\0"
+_HINT: Final = (
+    b"HTLS ends at pilotwire, so that the client cannot be bound to its channel with the server: "
+    b"connect with channel_binding=disable.\0"
+)
 _LOGIN_LIMIT: Final = 64 * 1024  # a login is a few kilobytes
 
 
@@ -61,6 +66,7 @@ class RelaySession(asyncio.Protocol):
         self._address: str | tuple[str, int] = ""
         self._buffer = b""
         self._carried = 0
+        self._stripped = False  # something was taken off the list of methods
 
     def start(self) -> None:
         self._transport.pause_reading()
@@ -105,6 +111,9 @@ class RelaySession(asyncio.Protocol):
             raw = data[start:end]
             if kind == _AUTHENTICATION and raw[5:9] == _SASL and _PLUS in raw:
                 raw = message(b"R", raw[5:].replace(_PLUS, b""))
+                self._stripped = True
+            elif kind == ERROR and self._stripped and self.login.tls and _REFUSED in raw and b"\0H" not in raw:
+                raw = message(b"E", raw[5:-1] + _HINT + b"\0")
             elif kind == _KEY_DATA:
                 self.key = (int.from_bytes(raw[5:9], "big"), raw[9:])
             out.append(raw)

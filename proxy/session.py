@@ -81,6 +81,9 @@ class DedicatedSession(Session):
         if self._closing:
             self.end_when_idle()
 
+    def _between_transactions(self) -> bool:
+        return self.talk.idle or self.talk.refused_streams
+
     def adopt(self, backend: Backend) -> None:
         """Goes on with a client that has logged in with the server itself, over this backend."""
         self.counters.backend_opened(backend.how)
@@ -233,6 +236,7 @@ class PooledSession(Session):
         ]
         notices = [raw for raw in self._pool.greeting if raw[0] == NOTICE]
         self.key = self.context.new_key(long=self.login.minor >= 2)
+        talk.pid = self.key[0]
         self.context.register(self)
         self.transport.write(b"".join([*notices, *reported, backend_key_data(*self.key), ready_for_query()]))
         if self._closing:

@@ -29,7 +29,9 @@ PENDING_LIMIT: Final = 16 * 1024
 # the same after a cancel request, which hit nothing if the server had not begun with it, another one is sent, after a
 # pause that doubles.
 _LOOK_AGAIN: Final = 0.005
-_CANCEL_AGAIN: Final = (0.1, 3.2)
+# (Two numbers, no tuple: the compiled build finds a constant tuple of numbers unset.)
+_CANCEL_AGAIN: Final = 0.1
+_CANCEL_AGAIN_AT_MOST: Final = 3.2
 
 
 class Session:
@@ -38,6 +40,7 @@ class Session:
     of the subclasses."""
 
     __slots__ = (
+        "_began",
         "_closing",
         "_eof_due",
         "_leaving",
@@ -62,12 +65,13 @@ class Session:
     def __init__(self, context: WorkerContext, login: Login, transport: asyncio.Transport, talk: Conversation) -> None:
         self.context = context
         self.talk = talk
-        self.counters = context.counters
+        self.counters = context.databases.of(login.database)
         self.login = login
         self.transport = transport
         self.backend: Backend | None = None
         self.key: tuple[int, bytes] = (0, b"")
         self._since = 0.0  # when the batch that is running arrived
+        self._began = 0.0  # when the transaction's first batch did, once that was answered and left it open
         self._ready_seen = 0
         self._closing = False  # to be ended at the next transaction boundary
         self._leaving = False
@@ -127,9 +131,15 @@ class Session:
             counters.steering_left_alone += talk.left_alone
             talk.left_alone = 0
         if not talk.owed and self._since:
-            took = _now() - self._since
-            self._since = 0.0
+            since, self._since = self._since, 0.0
+            now = _now()
+            took = now - since
             counters.observe_latency(took)
+            if talk.idle:
+                counters.transaction_seconds += now - (self._began or since)
+                self._began = 0.0
+            elif not self._began:
+                self._began = since
             if took * 1000 >= self.slow_ms:
                 self.context.log_slow(self, took)
             tracer = self._tracer
@@ -182,16 +192,15 @@ class Session:
         """What the conversation made of the client's bytes goes to the server."""
         raise NotImplementedError
 
-    def without_advice(self) -> None:
-        """Ends the wait for advice, if there is one: what the client has sent goes on as it is."""
-        if self._wait is not None:
-            self._wait.end()
+    def without_advice(self) -> bool:
+        """Ends the wait for advice: what the client has sent goes on as it is. Whether there was one."""
+        return self._wait is not None and self._wait.end()
 
     # ------------------------------------------------------------------ budgets
 
     def _watch(self) -> None:
         if self._timer is None:
-            self._pause = _CANCEL_AGAIN[0]
+            self._pause = _CANCEL_AGAIN
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.talk.budget_ms / 1000, self._over_budget)
 
@@ -219,7 +228,7 @@ class Session:
                 self.server_data(backend, b"")  # for what else there is to do
                 if self.talk.budget_ms and self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(self._pause, self._over_budget)
-                    self._pause = min(self._pause * 2, _CANCEL_AGAIN[1])
+                    self._pause = min(self._pause * 2, _CANCEL_AGAIN_AT_MOST)
         finally:
             self.context.cancel_over(backend)
 

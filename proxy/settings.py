@@ -103,7 +103,7 @@ class ProxySettings(
     pool_overflow: int = option(
         10,
         group=POOL,
-        description="Server connections above pool_size that are opened under load and closed when no longer needed.",
+        description="Server connections above pool_size that a worker opens under load, and closes when not needed.",
         unit="connections",
         reason="A burst gets through without many connections idling for the rest of the day.",
         warning="They count against max_connections too.",
@@ -114,7 +114,7 @@ class ProxySettings(
     pool_min: int = option(
         0,
         group=POOL,
-        description="Server connections kept open for each user and database once used.",
+        description="Server connections that each worker keeps open for a user and database once used.",
         unit="connections",
         reason="The first clients after a quiet time need not wait for a connection.",
         warning="Idle connections of a database make DROP DATABASE fail where it does not come through the proxy.",
@@ -125,7 +125,7 @@ class ProxySettings(
     queue_limit: int = option(
         1000,
         group=POOL,
-        description="Clients that may wait for a server connection of one pool; 0 means none waits.",
+        description="Clients of one worker that may wait for a server connection of a pool; 0 means none waits.",
         unit="clients",
         reason="A queue that grows without end only makes every answer late.",
         warning="One client more gets an error that names the pool at once.",
@@ -184,7 +184,7 @@ class ProxySettings(
         description="Prepared-statement texts remembered for one client in transaction mode.",
         unit="bytes",
         reason="A limit by count alone let poolers grow to gigabytes.",
-        warning="Above it the client gets an error that names this setting.",
+        warning="Above it the client keeps its server connection until DISCARD ALL or DEALLOCATE ALL.",
         reload=True,
         shown_default="1MB",
         ge=65536,

@@ -161,7 +161,7 @@ class ConnectionSettings(BaseModel):
     max_clients: int = option(
         10000,
         group=LISTEN,
-        description="Client connections of one worker at one time, those still logging in included.",
+        description="Client connections at one time, over all workers, those still logging in included.",
         unit="connections",
         reason="Bounds memory and file descriptors; one more gets the server's own 53300 too_many_connections.",
         warning="Each client needs a descriptor, in session mode two: raise the limit of open files (ulimit "
@@ -179,7 +179,8 @@ class ConnectionSettings(BaseModel):
         reason="Where it is not set, known passwords are checked by scram-sha-256; without any, loopback is trusted.",
         warning="trust lets everybody on this machine in as the DSN's user and is refused on other listeners. "
         "Under relay the server sees the proxy's address: a trust line for it in pg_hba.conf would "
-        "let everybody in.",
+        "let everybody in, and a client that has TLS, where the server's side has it too, must connect with "
+        "channel_binding=disable.",
         reload=True,
         shown_default="scram-sha-256 when a password, users_file or auth_query is set; else trust, on loopback and "
         "Unix sockets only",

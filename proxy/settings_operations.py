@@ -1,4 +1,4 @@
-"""Settings of those who run the proxy: the administration database and traces."""
+"""Settings of those who run the proxy: the administration database, traces, and how predictions are watched."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from proxy.options import Names, option
+from proxy.options import Names, Seconds, option
 from proxy.settings_connections import CONFIG
 
 DATABASE: Final = "Administration database"
 TRACES: Final = "Traces"
+ACCURACY: Final = "Accuracy of predictions"
 
 
 class OperationsSettings(BaseModel):
@@ -69,4 +70,29 @@ class OperationsSettings(BaseModel):
         reload=True,
         ge=0,
         le=1,
+    )
+    accuracy_samples: float = option(
+        0.0,
+        group=ACCURACY,
+        description="How many statements an hour are run once more by EXPLAIN (ANALYZE), off the query path, to "
+        "compare the rows of the joins inside them with what was predicted; 0: none.",
+        unit="statements an hour",
+        reason="The rows that a client gets tell how good the prediction for a whole statement was, and are watched "
+        "always; those of the joins inside it show in a plan that was run.",
+        warning="The statements are run as the user of the DSN: read-only ones without volatile functions, without "
+        "their rows being sent, and only while the server is not busy (explore_most_active).",
+        reload=True,
+        ge=0,
+        le=3600,
+    )
+    accuracy_limit: Seconds = option(
+        5.0,
+        group=ACCURACY,
+        description="Such a run is cancelled after this long.",
+        unit="seconds",
+        reason="What takes longer is not worth its cost to the server.",
+        warning="Predictions for statements that take longer are not looked at.",
+        reload=True,
+        ge=0.01,
+        le=3600,
     )

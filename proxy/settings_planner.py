@@ -189,6 +189,18 @@ class PlannerSettings(BaseModel):
         ge=1,
         le=1_000_000,
     )
+    steer_min_total_ms: float = option(
+        100.0,
+        group=GUARD,
+        description="How long the executions of a kind of statement must have taken together before anything is tried "
+        "on it.",
+        unit="milliseconds",
+        reason="What takes hardly any of the server's time has nothing to gain from a trial, however often it comes.",
+        warning="0 leaves it to steer_min_calls and min_gain_ms.",
+        reload=True,
+        ge=0,
+        le=86_400_000,
+    )
     min_gain: float = option(
         1.2,
         group=GUARD,

@@ -202,6 +202,11 @@ def warnings(settings: ProxySettings) -> list[str]:
             "auth is relay: the server sees the proxy's address, so a trust line for that host in pg_hba.conf lets "
             "everybody in"
         )
+        if settings.client_tls_cert and settings.server_tls_mode in ("require", "verify-ca", "verify-full"):
+            found.append(
+                "auth is relay with TLS on both sides: no channel reaches from client to server, so clients have to "
+                "connect with channel_binding=disable"
+            )
         if settings.pool_mode == "transaction":
             found.append("auth is relay: each client has a server connection of its own, so pool_mode has no effect")
     if open_to_network and settings.client_tls_mode in ("disable", "allow", "prefer"):

@@ -31,6 +31,7 @@ from proxy.control import ControlChannel, ControlLostError, Message
 from proxy.listener import Listener, Lobby
 from proxy.logs import Log
 from proxy.metrics import Counters
+from proxy.places import Places
 from proxy.settings import ProxySettings
 
 PUSH_SECONDS: Final = 1.0
@@ -121,6 +122,8 @@ class Worker:
         self._log = Log(f"worker-{worker_id}", settings.log_format, settings.log_level)
         try:
             context = WorkerContext(settings, worker_id, Counters(), self._log)
+            if "places" in message:
+                context.places = Places(int(message["places"]), worker_id)
             context.cancel_router = self._route_cancel
             context.cancel_elsewhere = self._cancel_elsewhere
             context.request_close_idle = self._request_close_idle

@@ -6,7 +6,8 @@ interrupted run goes on where it stopped.
 
 The order of labelling: plans that others ran already (auto_explain) cost nothing; EXPLAIN (ANALYZE) comes next, for
 statements that are cheap for what their plans tell; then each sub-plan that is still unknown is counted, the workload's
-own before those of generated statements.
+own before those of generated statements. Where the budget is not enough for all, the latter get their share of it: of
+as many labels a model learns more when a part of them is of other joins.
 """
 
 from __future__ import annotations
@@ -14,38 +15,44 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import asyncpg
 
 from planner.catalog_load import load
+from planner.plan_rows import harvest
 from planner.resolve import ResolvedBlock, resolve
 from planner.snapshot import Snapshot
 from planner.sql import read
 from training.dataset import Block, Collected, Dataset, Labelled, assemble, collect
 from training.errors import TrainingError
-from training.explained import Candidate, Explainer, Harvested, harvest, keep
+from training.explained import Candidate, Explainer, Harvested, keep
 from training.generate import generate, joints, seen
 from training.labels import GONE, MOST_ROWS, Labeller, Labels, connect, gone_in_the_middle
 from training.labels_arms import ArmBudget, ArmLabeller, ArmTimes, runs_of
 from training.queries import Query, Skipped, Workload
 from training.sources import Plan, Told
 from training.sources.log import read_log
+from training.sources.parameters import with_likely_values
 from training.sources.pg_stat_statements import read_statements
 from training.sources.proxy import read_store
 from training.steps import Step, Tell
 from training.training_set import GENERATED, Statement, TrainingSet, statement_key
 
-BUDGET_SECONDS: Final = 300.0
+BUDGET_SECONDS: Final = 420.0
 COUNT_SECONDS: Final = 2.0
 EXPLAIN_SHARE: Final = 0.1
 """Of the budget, for EXPLAIN (ANALYZE)."""
+OWN_SHARE: Final = 0.6
+"""Of what is left for counting, for the workload's own sub-plans, as long as those of generated statements wait too."""
 EXPLAIN_COST: Final = 30_000.0
 """Statements that the server thinks dearer than this are left to counting, which does not produce their rows."""
-FEW: Final = 200
-MOST_GENERATED: Final = 400
+GENERATED_EACH: Final = 3
+FEWEST_GENERATED: Final = 200
+MOST_GENERATED: Final = 1200
+"""By default as many statements are made up as the workload has times `GENERATED_EACH`, within these limits."""
 STATEMENTS: Final = 1000
 
 
@@ -98,6 +105,8 @@ class Filled:
     arms: ArmTimes = field(default_factory=ArmTimes)
     statements: int = 0
     generated: int = 0
+    given_values: int = 0
+    """Statements of the file that had parameters; `training.sources.parameters.VARIANTS` of each are counted."""
     notes: list[str] = field(default_factory=list)
 
     def labelled(self, kept: TrainingSet) -> Labelled:
@@ -132,6 +141,10 @@ async def fill(
         raise TrainingError(f"the database {snapshot.database} has no tables that this user can see")
     kept.belongs_to(snapshot.database, snapshot.schema_hash, max_age=max_age)
     tell(Step("reading the workload"))
+    given = 0
+    if sources.workload is not None:
+        file, given = await asyncio.to_thread(with_likely_values, sources.workload, snapshot, search_path, seed=seed)
+        sources = replace(sources, workload=file)
     told, plans = await _read(kept, dsn, sources, snapshot, search_path, seed)
     workload = _workload(kept, sources, told.keys)
     made_up = _generated(kept, workload, snapshot, search_path, generate_count, seed, known=sources.kept)
@@ -142,6 +155,7 @@ async def fill(
         snapshot, search_path, workload, collected, told.new, told.left_out, [*told.skipped, *collected.skipped]
     )
     filled.notes += kept.notes
+    filled.given_values = given
     filled.statements = sum(not query.generated for query in workload.queries)
     filled.generated = len(workload.queries) - filled.statements
     _check(filled)
@@ -232,7 +246,7 @@ def _generated(
     if count == 0:
         return []
     own = len(workload.queries)
-    wanted = count if count is not None else min(max(own, FEW), MOST_GENERATED)
+    wanted = count if count is not None else min(max(GENERATED_EACH * own, FEWEST_GENERATED), MOST_GENERATED)
     texts: list[str] = []
     if known:
         texts = [statement.text for statement in kept.statements if statement.source == GENERATED][:wanted]
@@ -313,23 +327,25 @@ async def _label(kept: TrainingSet, dsn: str, filled: Filled, limits: Limits, te
 
         return shown
 
-    for generated, name in ((False, "counting joins"), (True, "counting generated joins")):
+    async def count(generated: bool, budget: float) -> Labels:
         labeller = Labeller(
             dsn,
             kept,
-            budget=max(left, 0.0),
+            budget=max(budget, 0.0),
             timeout=limits.statement,
             connections=limits.connections,
             most_rows=limits.rows,
-            progress=show(name),
+            progress=show("counting generated joins" if generated else "counting joins"),
         )
-        counts = [count for block in blocks if block.generated is generated for count in block.counts]
-        labels = await labeller.run(counts)
-        left -= labels.seconds
-        if generated:
-            filled.generated_labels = labels
-        else:
-            filled.labels = labels
+        return await labeller.run(one for block in blocks if block.generated is generated for one in block.counts)
+
+    share = OWN_SHARE if filled.generated else 1.0
+    filled.labels = await count(False, left * share)
+    left -= filled.labels.seconds
+    filled.generated_labels = await count(True, left)
+    left -= filled.generated_labels.seconds
+    if filled.labels.left and left > 0:
+        filled.labels = (await count(False, left)).after(filled.labels)
     if limits.arms > 0:
         budget = ArmBudget(limits.arms, statement_ms=max(limits.statement, 1.0) * 1000 * 5)
         labeller_of_arms = ArmLabeller(

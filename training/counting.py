@@ -202,6 +202,30 @@ class BlockCounts:
         elif _is_equality(condition) and isinstance(condition.rexpr, ast.ColumnRef) and _is_constant(condition.lexpr):
             self._constants.setdefault(known[0], RawStream()(condition.lexpr))
         self._conjuncts.append(_Conjunct(relations, f"({self._render(condition, found.columns, known)})"))
+        if relations.bit_count() > 1 and _is_or(condition):
+            for relation in range(relations.bit_length()):
+                implied = self._restriction(condition, 1 << relation) if relations >> relation & 1 else ""
+                if implied:
+                    self._conjuncts.append(_Conjunct(1 << relation, implied))
+
+    def _restriction(self, condition: Any, relation: int) -> str:
+        """What an OR over several relations says of one alone, as `planner.sql_or.restriction`: the server filters by
+        it below the join. "" if it says nothing."""
+        arms = []
+        for arm in condition.args:
+            parts = []
+            for part in _conjuncts(arm):
+                found = _References()
+                found(part)
+                keys = [key for reference in found.columns if (key := self._resolve(reference)) is not None]
+                if {1 << key[0] for key in keys} == {relation}:
+                    parts.append(f"({self._render(part, found.columns, keys)})")
+                elif _is_or(part):
+                    parts += [text for text in [self._restriction(part, relation)] if text]
+            if not parts:
+                return ""
+            arms.append(" AND ".join(parts))
+        return f"({' OR '.join(arms)})"
 
     def _render(self, condition: Any, references: Sequence[Any], keys: Sequence[Key]) -> str:
         """A condition's text under the new aliases. The tree is left as it was: others may read it too."""
@@ -296,11 +320,33 @@ class _References(Visitor):
 
 
 def _conjuncts(node: Any) -> Iterator[Any]:
+    """What an OR's arms have in common comes out of it, as in `planner.sql_or.common_to_all`."""
     if isinstance(node, ast.BoolExpr) and node.boolop == BoolExprType.AND_EXPR:
         for child in node.args or ():
             yield from _conjuncts(child)
+    elif isinstance(node, ast.BoolExpr) and node.boolop == BoolExprType.OR_EXPR:
+        arms = [{RawStream()(part): part for part in _conjuncts(arm)} for arm in node.args or ()]
+        common = {text for text in set(arms[0]).intersection(*arms[1:]) if _portable(arms[0][text])}
+        yield from (part for text, part in arms[0].items() if text in common)
+        rest = [[part for text, part in arm.items() if text not in common] for arm in arms]
+        if all(rest):
+            yield _joined(BoolExprType.OR_EXPR, [_joined(BoolExprType.AND_EXPR, parts) for parts in rest])
     elif node is not None:
         yield node
+
+
+def _joined(operation: BoolExprType, parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else ast.BoolExpr(boolop=operation, args=tuple(parts))
+
+
+def _portable(condition: Any) -> bool:
+    found = _References()
+    found(condition)
+    return found.portable
+
+
+def _is_or(condition: Any) -> bool:
+    return isinstance(condition, ast.BoolExpr) and condition.boolop == BoolExprType.OR_EXPR
 
 
 def _is_join_of_its_own(condition: Any) -> bool:

@@ -8,8 +8,9 @@ never seen, which is where learned estimates have fooled their makers most often
 Sub-plans that are empty are left out. The logarithm of their ratio is arbitrary, and models that were given some
 number there became useless in the tail: they predict "almost nothing" where one row more or less decides.
 
-A sub-plan of which only a lower bound is known is taken in where the bound is above the native estimate: that much the
-estimate is too low at least. Where it is not, the bound says nothing.
+A sub-plan of which only a lower bound is known is taken in with the bound: a prediction below it is wrong by that much
+at least, one above it may be right. Bounds below the native estimate are taken in too, since predictions may undercut
+them.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ import numpy.typing as npt
 from planner.estimates import BlockEstimates
 from planner.features import featurizer, flat
 from planner.graph import NO_PARAMETERS, Column, JoinEdge, QueryGraph
+from planner.plan_rows import harvestable
 from planner.resolve import ResolvedBlock, resolve
 from planner.snapshot import Snapshot
 from planner.sql import read
 from planner.subplans import connected
 from training.counting import BlockCounts, Count, selects, source_of
-from training.explained import harvestable
 from training.labels import digest
 from training.queries import Query, Skipped, Workload, excerpt
 
@@ -252,7 +253,7 @@ def assemble(blocks: Sequence[Block], rows: Mapping[str, float], bounds: Mapping
         template_number = templates.setdefault(block.template, len(templates))
         for place, name in enumerate(block.digests):
             actual, lower = rows.get(name), False
-            if actual is None and bounds is not None and bounds.get(name, 0.0) > block.native[place]:
+            if actual is None and bounds is not None and bounds.get(name, 0.0) >= 1:
                 actual, lower = bounds[name], True
             if actual is None:
                 continue

@@ -3,8 +3,10 @@
 As in the literature on learned cardinalities (Kipf et al. 2019): a random walk over the ways in which tables can be
 joined, then filters on some columns of the tables it came to. What can be joined is told by foreign keys and by the
 joins that the workload makes, and what those equate is equated among all: with ``a.x = c.id`` and ``b.x = c.id`` also
-a and b are joined. Only where there is neither, names are looked at. The values in a table's filters all come from one
-row of its sample, so that they are as frequent as in the data, and do not contradict each other.
+a and b are joined. Only where there is neither, names are looked at. Every other statement joins as one of the
+workload does, the rare ways as often as the frequent ones, so that no template is known by a handful of values alone.
+The values in a table's filters all come from one row of its sample, so that they are as frequent as in the data, and do
+not contradict each other.
 
 The same seed and the same snapshot give the same statements. No I/O.
 """
@@ -28,9 +30,13 @@ from planner.snapshot import ColumnInfo, ForeignKey, Snapshot, TableInfo
 from training.factoring import quoted
 
 LARGEST: Final = 5
-"""The most tables that are joined."""
+"""The most tables that a random walk joins."""
+LARGEST_SEEN: Final = 12
+"""The most tables of a workload's join that is taken as it is."""
 FILTERED: Final = 0.65
 """The chance that a table is filtered at all."""
+AS_SEEN: Final = 0.5
+"""The chance that a statement joins as one of the workload does, where it has any."""
 FEW_VALUES: Final = 50
 """A column of at most so many values is compared for equality."""
 SEEN_WEIGHT: Final = 5
@@ -52,12 +58,23 @@ class Joint:
         return Joint(self.right, self.left, tuple((right, left) for left, right in self.columns))
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The join of one statement: its ``tables``, one of which may occur several times, and which of their columns are
+    equal, as (place among the tables, column) twice."""
+
+    tables: tuple[_Place, ...]
+    equal: tuple[tuple[int, str, int, str], ...]
+
+
 @dataclass(slots=True)
 class Seen:
-    """What a workload does with its tables: ``edges`` are pairs of (schema, table, column), ``filtered`` columns."""
+    """What a workload does with its tables: ``edges`` are pairs of (schema, table, column), ``filtered`` columns,
+    ``shapes`` its different joins in the order in which they came."""
 
     edges: set[tuple[tuple[str, str, str], tuple[str, str, str]]] = field(default_factory=set)
     filtered: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    shapes: dict[Shape, None] = field(default_factory=dict)
 
 
 def seen(blocks: Iterable[ResolvedBlock]) -> Seen:
@@ -74,7 +91,30 @@ def seen(blocks: Iterable[ResolvedBlock]) -> Seen:
                 for column in _columns(predicate.condition):
                     if (name := _column(resolved, column)) is not None:
                         found.filtered[name] += 1
+        if (shape := _shape(resolved)) is not None:
+            found.shapes[shape] = None
     return found
+
+
+def _shape(resolved: ResolvedBlock) -> Shape | None:
+    """The inner equality joins of a block, None where they do not connect all of its relations."""
+    relations, tables = resolved.block.relations, [table for table in resolved.tables if table is not None]
+    if not 2 <= len(tables) <= LARGEST_SEEN or len(tables) < len(relations) or not all(map(_usable, tables)):
+        return None
+    equal = []
+    group = list(range(len(tables)))
+    for edge in resolved.block.edges:
+        left, right = edge.left, edge.right
+        if edge.kind is not JoinKind.INNER or edge.operator != "=" or edge.block is not None:
+            continue
+        if left.name not in tables[left.relation].columns or right.name not in tables[right.relation].columns:
+            continue
+        equal.append((left.relation, left.name, right.relation, right.name))
+        old, new = group[right.relation], group[left.relation]
+        group = [new if one == old else one for one in group]
+    if len(set(group)) > 1:
+        return None
+    return Shape(tuple((table.schema, table.name) for table in tables), tuple(sorted(set(equal))))
 
 
 def _column(resolved: ResolvedBlock, column: Column) -> tuple[str, str, str] | None:
@@ -166,11 +206,12 @@ def generate(snapshot: Snapshot, ways: Sequence[Joint], workload: Seen, count: i
         around.setdefault(way.left, []).append(way)
         around.setdefault(way.right, []).append(way.turned())
     places = sorted(around)
+    shapes = list(workload.shapes)
     texts: dict[str, None] = {}
     for _ in range(4 * count if places else 0):
         if len(texts) >= count:
             break
-        texts[_statement(snapshot, around, places, workload, chance)] = None
+        texts[_statement(snapshot, around, places, workload, shapes, chance)] = None
     return list(texts)
 
 
@@ -179,10 +220,28 @@ def _statement(
     around: Mapping[_Place, Sequence[Joint]],
     places: Sequence[_Place],
     workload: Seen,
+    shapes: Sequence[Shape],
     chance: random.Random,
 ) -> str:
-    chosen = {chance.choice(places): "t1"}
-    conditions: list[str] = []
+    shape = chance.choice(shapes) if shapes and chance.random() < AS_SEEN else _walk(around, places, chance)
+    joined = {(*way.left, pair[0]) for ways in around.values() for way in ways for pair in way.columns}
+    conditions = [
+        f"t{left + 1}.{quoted(left_column)} = t{right + 1}.{quoted(right_column)}"
+        for left, left_column, right, right_column in shape.equal
+    ]
+    for number, place in enumerate(shape.tables, 1):
+        if chance.random() < FILTERED:
+            conditions += _filters(snapshot.tables[place], f"t{number}", workload, joined, chance)
+    tables = ", ".join(
+        f"{quoted(schema)}.{quoted(name)} AS t{number}" for number, (schema, name) in enumerate(shape.tables, 1)
+    )
+    return f"SELECT count(*) FROM {tables} WHERE {' AND '.join(conditions)}"  # noqa: S608
+
+
+def _walk(around: Mapping[_Place, Sequence[Joint]], places: Sequence[_Place], chance: random.Random) -> Shape:
+    """A random walk over the ways to join."""
+    chosen = {chance.choice(places): 0}
+    equal: list[tuple[int, str, int, str]] = []
     size = chance.choices(range(2, LARGEST + 1), weights=[LARGEST - number / 2 for number in range(2, LARGEST + 1)])[0]
     while len(chosen) < size:
         # Every table that can be reached is as likely as any other, however many ways lead to it.
@@ -195,14 +254,9 @@ def _statement(
             break
         place = chance.choice(sorted(reached))
         way = chance.choice(reached[place])
-        alias = chosen[place] = f"t{len(chosen) + 1}"
-        conditions += [f"{chosen[way.left]}.{quoted(left)} = {alias}.{quoted(right)}" for left, right in way.columns]
-    joined = {(*way.left, pair[0]) for ways in around.values() for way in ways for pair in way.columns}
-    for place, alias in chosen.items():
-        if chance.random() < FILTERED:
-            conditions += _filters(snapshot.tables[place], alias, workload, joined, chance)
-    tables = ", ".join(f"{quoted(schema)}.{quoted(name)} AS {alias}" for (schema, name), alias in chosen.items())
-    return f"SELECT count(*) FROM {tables} WHERE {' AND '.join(conditions)}"  # noqa: S608
+        number = chosen[place] = len(chosen)
+        equal += [(chosen[way.left], left, number, right) for left, right in way.columns]
+    return Shape(tuple(chosen), tuple(equal))
 
 
 def _filters(

@@ -39,7 +39,7 @@ from planner.memory.arms import PORTFOLIO
 from planner.snapshot import Snapshot
 from planner.sql import read
 from training.dataset import Labelled, template
-from training.errors import TrainingError
+from training.errors import TooLittleError
 from training.export import IR_VERSION, ML_OPSET, OPSET, tree_votes
 from training.gbdt import ONE_AT_A_TIME, Stopped, lightgbm_module
 from training.gbdt_scores import Split, folds, q_errors
@@ -267,7 +267,7 @@ def fit(
     measured = np.isfinite(data.ratio)
     arms = tuple(arm for place, arm in enumerate(data.arms) if measured[:, place].sum() >= LEAST_OF_ARM)
     if len(data) < LEAST_STATEMENTS or not arms:
-        raise TrainingError(
+        raise TooLittleError(
             f"only {len(data)} statements have measured arms, at least {LEAST_STATEMENTS} are needed, and "
             f"{LEAST_OF_ARM} for each arm"
         )

@@ -2,9 +2,10 @@
 
 Counts run on a few read-only connections, each under a statement timeout. Of a count's two forms the one that EXPLAIN
 thinks cheaper runs first, with a handicap for the plain one, since what is looked for here are the joins whose size is
-underestimated; when it runs out of time the other form is tried. The plain form, which produces the join's rows, stops
-at a number of rows: what is known then is a lower bound. What runs out of time in both forms is given up, and
-remembered as such, so that the next run does not try it again with as little time.
+underestimated; when it runs out of time the other form is tried. The plain form, which produces the join's rows, moves
+a cursor over them: where it stops, at a number of rows or by the clock, as many rows as it has passed are known to be
+there, a lower bound. What runs out of time in both forms is given up, and remembered with that bound, so that the next
+run does not try it again with as little time.
 
 Cheap counts come first, but joins of every size get their share of the time: where the budget is not enough for all,
 a model that had seen nothing but joins of two tables would know nothing of those that matter.
@@ -20,7 +21,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import asyncpg
@@ -32,6 +33,9 @@ from training.training_set import EXACT, LOWER, STOPPED, TrainingSet
 COUNTED: Final = "counted"
 MOST_ROWS: Final = 50_000_000
 """Where a count that produces its join's rows stops."""
+FIRST_MOVE: Final = 1 << 16
+"""How many rows are passed at first; then as many again as have been passed, so that a lower bound is at most twice too
+low."""
 PLAIN_HANDICAP: Final = 5.0
 SESSION: Final[Mapping[str, str]] = {
     "application_name": "pilotwire train",
@@ -42,6 +46,8 @@ SESSION: Final[Mapping[str, str]] = {
     "join_collapse_limit": "20",
     "from_collapse_limit": "20",
     "geqo": "off",
+    # All rows of a cursor are read.
+    "cursor_tuple_fraction": "1",
 }
 Progress = Callable[["Labels"], None]
 
@@ -49,7 +55,7 @@ Progress = Callable[["Labels"], None]
 @dataclass(slots=True)
 class Labels:
     """How labelling stands. ``rows`` has the true rows by `digest` of the count's plain text, ``bounds`` lower bounds
-    of others. ``bounded`` counts were stopped at a number of rows, ``timed_out`` ones by the clock."""
+    of others, above 0. ``bounded`` counts were stopped at a number of rows, ``timed_out`` ones by the clock."""
 
     wanted: int = 0
     known: int = 0
@@ -67,6 +73,12 @@ class Labels:
     def left(self) -> int:
         """Not looked at: the budget was over before."""
         return self.wanted - self.known - self.counted - self.bounded - self.timed_out - self.failed
+
+    def after(self, first: Labels) -> Labels:
+        """Both runs over the same counts as one."""
+        return replace(
+            self, known=first.known, counted=first.counted + self.counted, seconds=first.seconds + self.seconds
+        )
 
 
 def digest(count: Count) -> str:
@@ -122,8 +134,10 @@ class Labeller:
             elif kind == LOWER and (self._most_rows and rows >= self._most_rows):
                 labels.bounds[name] = rows
                 labels.bounded += 1
-            elif kind == STOPPED and limit >= self._timeout:
+            elif kind in (LOWER, STOPPED) and limit >= self._timeout:
                 labels.timed_out += 1
+                if kind == LOWER:
+                    labels.bounds[name] = rows
             else:
                 waiting[name] = count
         self._tell()
@@ -197,54 +211,85 @@ class Labeller:
             while self._remaining > 0 and (one := queue.pop()) is not None:
                 started = time.monotonic()
                 try:
-                    rows = await self._one(connection, one)
+                    found = await self._one(connection, one)
                 except asyncpg.PostgresError as error:
                     self._refused(error)
                 else:
-                    if rows is None and self._remaining <= 0:
+                    if not found.exact and not found.full and self._remaining <= 0:
                         return
-                    self._keep(one, rows)
+                    self._keep(one, found)
                 queue.took(one, time.monotonic() - started)
                 self._tell()
         finally:
             await connection.close(timeout=5)
 
-    def _keep(self, one: _Waiting, rows: float | None) -> None:
+    def _keep(self, one: _Waiting, found: _Found) -> None:
         labels = self._labels
-        if rows is None:
-            self._kept.add_label(one.name, STOPPED, 0.0, self._timeout, COUNTED)
-            labels.timed_out += 1
-        elif rows < 0:
-            self._kept.add_label(one.name, LOWER, -rows, self._timeout, COUNTED)
-            labels.bounds[one.name] = -rows
+        kind = EXACT if found.exact else LOWER if found.rows > 0 else STOPPED
+        # What was stopped at a number of rows hit no limit in time.
+        self._kept.add_label(one.name, kind, found.rows, 0.0 if found.full else self._timeout, COUNTED)
+        if kind == LOWER:
+            labels.bounds[one.name] = found.rows
+        if found.exact:
+            labels.rows[one.name] = found.rows
+            labels.counted += 1
+        elif found.full:
             labels.bounded += 1
         else:
-            self._kept.add_label(one.name, EXACT, rows, self._timeout, COUNTED)
-            labels.rows[one.name] = rows
-            labels.counted += 1
+            labels.timed_out += 1
 
-    async def _one(self, connection: asyncpg.Connection[asyncpg.Record], one: _Waiting) -> float | None:
-        """The rows, minus the lower bound, or None when no form ended in time."""
+    async def _one(self, connection: asyncpg.Connection[asyncpg.Record], one: _Waiting) -> _Found:
+        """The best that the forms tell in time: the true rows, or the higher lower bound."""
+        best = _Found(0.0)
         for form in one.forms:
             if self._remaining <= 0:
                 break
-            limited = form is one.count.plain and self._most_rows > 0
-            text = _limited(form, self._most_rows) if limited else form
-            try:
-                async with asyncio.timeout(self._remaining):
-                    rows = float(await connection.fetchval(text))
-            except (asyncpg.QueryCanceledError, asyncpg.SerializationError):
-                # On a standby a conflict with what is replayed ends a statement too.
-                continue
-            except TimeoutError:
-                break
-            if limited and rows >= self._most_rows:
-                # The other form may tell exactly.
-                if form is one.forms[-1]:
-                    return -rows
-                continue
-            return rows
-        return None
+            if form is one.count.plain:
+                found = await self._passed(connection, form)
+            else:
+                found = await self._summed(connection, form)
+            if found.exact:
+                return found
+            best = max(best, found, key=lambda one: one.rows)
+        return best
+
+    async def _summed(self, connection: asyncpg.Connection[asyncpg.Record], form: str) -> _Found:
+        try:
+            async with asyncio.timeout(self._remaining):
+                return _Found(float(await connection.fetchval(form)), exact=True)
+        except STOPPED_BY:
+            return _Found(0.0)
+
+    async def _passed(self, connection: asyncpg.Connection[asyncpg.Record], plain: str) -> _Found:
+        """How many rows a cursor over the join passes until it is at the end, or stopped."""
+        ends = time.monotonic() + min(self._timeout, self._remaining)
+        passed = 0
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._remaining):
+                async with connection.transaction():
+                    await connection.execute(f"DECLARE counted NO SCROLL CURSOR FOR {_rows_of(plain)}")
+                    while (left := ends - time.monotonic()) > 0:
+                        step = max(passed, FIRST_MOVE)
+                        step = min(step, self._most_rows - passed) if self._most_rows else step
+                        await connection.execute(f"SET LOCAL statement_timeout = {max(1, round(left * 1000))}")
+                        done = int((await connection.execute(f"MOVE FORWARD {step} IN counted")).rpartition(" ")[2])
+                        passed += done
+                        if done < step:
+                            return _Found(passed, exact=True)
+                        if passed == self._most_rows:
+                            return _Found(passed, full=True)
+        except STOPPED_BY:
+            pass
+        return _Found(passed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a count told: its rows, at least so many where it is not ``exact``. ``full``: stopped at so many."""
+
+    rows: float
+    exact: bool = False
+    full: bool = False
 
 
 @dataclass(slots=True)
@@ -290,6 +335,8 @@ GONE: Final = (
     asyncpg.OperatorInterventionError,
 )
 """What is raised when the server or the connection is no more."""
+STOPPED_BY: Final = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.SerializationError)
+"""What ends one statement: our clock, the server's, and on a standby a conflict with what is replayed."""
 
 
 def gone_in_the_middle(error: BaseException, kept: TrainingSet, doing: str) -> TrainingError:
@@ -301,9 +348,9 @@ def gone_in_the_middle(error: BaseException, kept: TrainingSet, doing: str) -> T
     )
 
 
-def _limited(plain: str, rows: int) -> str:
-    """The plain form, which begins with ``SELECT count(*)``, made to stop at so many rows."""
-    return f"SELECT count(*) FROM (SELECT {plain.removeprefix('SELECT count(*) ')} LIMIT {rows}) AS few"  # noqa: S608
+def _rows_of(plain: str) -> str:
+    """The plain form, which begins with ``SELECT count(*)``, made to produce the rows, without any column."""
+    return f"SELECT {plain.removeprefix('SELECT count(*) ')}"
 
 
 async def _cost(connection: asyncpg.Connection[asyncpg.Record], form: str) -> float:

@@ -18,6 +18,7 @@ import asyncpg
 
 from planner.advice import Advice
 from planner.explore.runner import ArmResults, ArmRuns, try_arms
+from planner.explore.server import Link, OutOfStepError
 from planner.explore.server import connect as connect_to_explore
 from planner.memory.arms import PORTFOLIO
 from planner.memory.records import DEFAULT_ARM
@@ -87,8 +88,10 @@ class ArmLabeller:
         known = {arm.statement for arm in self._kept.arms if arm.arm == DEFAULT_ARM}
         waiting = [text for text in statements if statement_key(text) not in known]
         found = ArmTimes(wanted=len(statements), known=len(statements) - len(waiting))
+        # A connection that is out of step is ended, which says nothing of the server: the link opens another one.
+        link = Link(lambda: connect_to_explore(self._dsn))
         try:
-            connection = await connect_to_explore(self._dsn)
+            connection = await link.get()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise gone_in_the_middle(error, self._kept, "trying arms") from None
         try:
@@ -98,12 +101,12 @@ class ArmLabeller:
                     break
                 if self._progress is not None:
                     self._progress(done, len(waiting))
-                await self._one(connection, text, max(left * PART, min(left, LEAST_SECONDS)), snapshot, found)
+                await self._one(link, text, max(left * PART, min(left, LEAST_SECONDS)), snapshot, found)
         except GONE as error:
             raise gone_in_the_middle(error, self._kept, "trying arms") from None
         finally:
             found.seconds = time.monotonic() - started
-            await connection.close(timeout=5)
+            await link.close()
         return found
 
     async def _dearest(self, connection: Any, texts: Sequence[str], found: ArmTimes) -> list[tuple[float, str]]:
@@ -119,18 +122,22 @@ class ArmLabeller:
             costed.append((float(plan["Total Cost"]), text))
         return sorted(costed, reverse=True)
 
-    async def _one(self, connection: Any, text: str, seconds: float, snapshot: Snapshot, found: ArmTimes) -> None:
+    async def _one(self, link: Link, text: str, seconds: float, snapshot: Snapshot, found: ArmTimes) -> None:
         expected = {name: sum(gains) / len(gains) for name, gains in self._gains.items()}
-        results = await try_arms(
-            connection,
-            text,
-            self._arms,
-            seconds,
-            capabilities=snapshot.capabilities,
-            expected=expected,
-            rounds=ROUNDS,
-            limit_ms=self._budget.statement_ms,
-        )
+        try:
+            results = await try_arms(
+                link,
+                text,
+                self._arms,
+                seconds,
+                capabilities=snapshot.capabilities,
+                expected=expected,
+                rounds=ROUNDS,
+                limit_ms=self._budget.statement_ms,
+            )
+        except OutOfStepError as error:
+            self._skip(found, str(error))
+            return
         if results.reason or not results.default.runs:
             self._skip(found, results.reason or results.stopped or "nothing was measured")
             return

@@ -140,7 +140,7 @@ def fit(
     error = np.abs(target - scale * unseen)
     stretch = float(np.percentile(error / np.maximum(spread, LEAST_DEVIATION), 100 * WITHIN))
     spread = np.maximum(spread * stretch, LEAST_DEVIATION)
-    low, high = float(data.target.min()), float(data.target.max())
+    low, high = float(data.target[~data.lower].min()), float(data.target.max())
     return Trained(
         network=_exported(fitted.network, settings.members, stretch),
         scale=scale,

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -38,8 +38,9 @@ HINTS_MODULE: Final = "training.hints"
 class Report:
     """What was done. ``sub_plans`` are those with a label and rows, which is what the model learned from;
     ``native_only`` tells that the model corrects nothing, since no correction held on templates it had not seen.
-    ``counts`` are those of the workload's own statements; ``labels_explained`` came from plans that were run, here or
-    elsewhere."""
+    ``queries_given_values`` are statements of the file that had parameters, and count as often as they were taken, with
+    other values each time. ``counts`` are those of the workload's own statements; ``labels_explained`` came from plans
+    that were run, here or elsewhere."""
 
     file: str
     file_bytes: int
@@ -50,6 +51,7 @@ class Report:
     queries_skipped: int
     queries_learned: int
     queries_generated: int
+    queries_given_values: int
     sub_plans: int
     sub_plans_empty: int
     sub_plans_uncountable: int
@@ -158,14 +160,12 @@ async def train_model(
     started = time.monotonic()
     tell = progress or _nobody
     check_writable(out)
-    if kind == "hints" and limits.arms <= 0:
-        limits = Limits(**{**asdict(limits), "arms": limits.budget, "budget": 0.0})
     with TrainingSet(training_set or set_path(out)) as kept:
         filled = await fill(
             kept,
             dsn,
             sources,
-            limits,
+            limits if kind == "cardinality" else _for_times(limits),
             generate_count=0 if kind == "hints" else generate,
             seed=seed,
             max_age=max_age,
@@ -186,6 +186,7 @@ async def train_model(
         queries_skipped=len(filled.collected.skipped),
         queries_learned=data.queries,
         queries_generated=filled.generated,
+        queries_given_values=filled.given_values,
         sub_plans=len(data),
         sub_plans_empty=data.empty,
         sub_plans_uncountable=filled.collected.uncountable,
@@ -214,6 +215,11 @@ async def train_model(
         skipped=tuple(str(skipped) for skipped in filled.skipped),
         warnings=tuple(_warnings(filled, built)),
     )
+
+
+def _for_times(limits: Limits) -> Limits:
+    """A model of settings learns from nothing else."""
+    return replace(limits, arms=limits.arms or limits.budget, budget=0.0)
 
 
 def _nobody(_: Step) -> None:

@@ -26,6 +26,8 @@ KEPT: Final = 10_000
 """Latencies kept between two reports; further ones are only counted."""
 REPORT_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 2.0
+LOST: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What a statement raises when its connection is lost; the last one when the server's farewell came a moment before."""
 
 
 @dataclass(slots=True)
@@ -80,7 +82,7 @@ async def run(
     until = time.monotonic() + seconds if seconds else float("inf")
     works = [asyncio.create_task(_client(dsn, Draw(seed + number, scale), counts, until)) for number in range(clients)]
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < until and not all(work.done() for work in works):
             begun = time.monotonic()
             await asyncio.wait(works, timeout=min(REPORT_SECONDS, until - begun))
             report(counts.line(time.monotonic() - begun))
@@ -96,7 +98,7 @@ async def _client(dsn: str, draw: Draw, counts: Counts, until: float) -> None:
     while time.monotonic() < until:
         try:
             connection = await asyncpg.connect(dsn)
-        except (OSError, asyncpg.PostgresError):
+        except LOST:
             counts.failures += 1
             await asyncio.sleep(RETRY_SECONDS)
             continue
@@ -105,7 +107,7 @@ async def _client(dsn: str, draw: Draw, counts: Counts, until: float) -> None:
                 begun = time.perf_counter()
                 await connection.execute(draw.next().sql)
                 counts.add((time.perf_counter() - begun) * 1000)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except LOST:
             counts.failures += 1
         finally:
             connection.terminate()

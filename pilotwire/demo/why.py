@@ -25,6 +25,7 @@ SHORT: Final = {
     "unknown_featurizer": "the model is of another version",
     "no_dialect": "pg_hint_plan is missing",
     "duplicate_alias": "an alias occurs twice",
+    "correlated": "joins only in sub-queries for each row",
 }
 
 

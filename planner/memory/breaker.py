@@ -3,6 +3,9 @@
 Two breakers for each model, and one over everything. Closed: outcomes are counted in a sliding window. Open: nothing is
 used of that source. Half-open, after a pause: a few outcomes decide whether it closes, or opens for twice as long.
 
+Its state is kept in the store (`Breakers.changed`, `Breakers.load`), so that a restart gives no model another chance.
+Instances that share a store share it too: the state that changed last stands.
+
 An *outcome* is good (an arm was approved or confirmed) or bad (a trial lost, or an arm in use was withdrawn). A trial
 that only showed no gain is neither: most trials do, and nobody was hurt.
 """
@@ -14,12 +17,17 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
+from planner.memory.records import GuardRecord
+
 WINDOW: Final = 40
 MAX_BREAKERS: Final = 64
 HALF_OPEN_OUTCOMES: Final = 4
 HALF_OPEN_BAD: Final = 2
 FIRST_PAUSE_S: Final = 600.0
 MOST_PAUSE_S: Final = 86_400.0
+NAME: Final = "breaker "
 EVERYTHING: Final = "*"
 """The breaker over all steering, counting only withdrawals of what was in use."""
 
@@ -51,10 +59,22 @@ OF_A_MODEL: Final = Limit(8, 0.6)
 OF_EVERYTHING: Final = Limit(8, 0.5)
 
 
-class Breaker:
-    """Times are seconds of any clock that does not go back."""
+class _Kept(msgspec.Struct):
+    """What the store holds of a breaker."""
 
-    __slots__ = ("_limit", "_opened", "_outcomes", "_pause", "position", "source")
+    position: Position = Position.CLOSED
+    opened: float = 0.0
+    pause: float = FIRST_PAUSE_S
+    outcomes: tuple[bool, ...] = ()
+
+
+_KEPT: Final = msgspec.json.Decoder(_Kept)
+
+
+class Breaker:
+    """Times are seconds since the epoch; ``changed`` is when something was counted, or what was loaded is of."""
+
+    __slots__ = ("_limit", "_opened", "_outcomes", "_pause", "changed", "position", "source")
 
     def __init__(self, source: str, limit: Limit) -> None:
         self.source = source
@@ -63,6 +83,27 @@ class Breaker:
         self._outcomes: deque[bool] = deque(maxlen=WINDOW)
         self._opened = 0.0
         self._pause = FIRST_PAUSE_S
+        self.changed = 0.0
+
+    def kept(self) -> str:
+        """Its state, for `take`."""
+        kept = _Kept(self.position, self._opened, self._pause, tuple(self._outcomes))
+        return msgspec.json.encode(kept).decode()
+
+    def take(self, content: str, at: float) -> bool:
+        """Takes a state that was kept at that time, unless its own is later; whether its position changed."""
+        if at <= self.changed:
+            return False
+        try:
+            kept = _KEPT.decode(content)
+        except msgspec.MsgspecError:
+            return False
+        before, self.position = self.position, kept.position
+        self._opened = kept.opened
+        self._pause = min(max(kept.pause, FIRST_PAUSE_S), MOST_PAUSE_S)
+        self._outcomes = deque(kept.outcomes, WINDOW)
+        self.changed = at
+        return before is not self.position
 
     def allows(self, now: float) -> bool:
         """Whether its source may be used; an open one turns half-open when its pause is over."""
@@ -73,6 +114,7 @@ class Breaker:
 
     def count(self, *, good: bool, now: float) -> Trip | None:
         """One outcome; what it changed."""
+        self.changed = now
         self._outcomes.append(good)
         bad = self._outcomes.count(False)
         size = len(self._outcomes)
@@ -96,9 +138,10 @@ class Breakers:
     """One over everything, and for each model seen lately one for its trials and one for what is in use of it: a model
     that mostly loses is not tried any more, but what was verified of it goes on."""
 
-    __slots__ = ("_everything", "_models")
+    __slots__ = ("_changed", "_everything", "_models")
 
     def __init__(self) -> None:
+        self._changed: dict[str, Breaker] = {}
         self._everything = Breaker(EVERYTHING, OF_EVERYTHING)
         self._models: OrderedDict[tuple[str, bool], Breaker] = OrderedDict()
 
@@ -118,12 +161,45 @@ class Breakers:
 
     def count(self, model: str, now: float, *, good: bool, in_use: bool) -> list[Trip]:
         """One outcome; ``in_use``: of an arm that was approved, which counts for everything too."""
-        trips = [self._everything.count(good=good, now=now)] if in_use else []
+        trips = []
+        if in_use:
+            trips.append(self._everything.count(good=good, now=now))
+            self._changed[NAME + EVERYTHING] = self._everything
         if model:
-            key = (model, in_use)
-            breaker = self._models.setdefault(key, Breaker(model, OF_A_MODEL))
-            self._models.move_to_end(key)
-            if len(self._models) > MAX_BREAKERS:
-                self._models.popitem(last=False)
+            breaker = self._of(model, in_use=in_use)
             trips.append(breaker.count(good=good, now=now))
+            self._changed[_name(model, in_use=in_use)] = breaker
         return [trip for trip in trips if trip is not None]
+
+    def _of(self, model: str, *, in_use: bool) -> Breaker:
+        key = (model, in_use)
+        breaker = self._models.setdefault(key, Breaker(model, OF_A_MODEL))
+        self._models.move_to_end(key)
+        if len(self._models) > MAX_BREAKERS:
+            self._models.popitem(last=False)
+        return breaker
+
+    # --- the store -------------------------------------------------------------------------------------------------
+
+    def changed(self) -> list[GuardRecord]:
+        """The state of those that counted something since the last call."""
+        changed, self._changed = self._changed, {}
+        return [GuardRecord(name=name, content=one.kept(), updated=one.changed) for name, one in changed.items()]
+
+    def load(self, record: GuardRecord) -> bool:
+        """What the store holds, or another instance wrote; whether a position changed."""
+        if not record.name.startswith(NAME):
+            return False
+        kind, _, model = record.name.removeprefix(NAME).partition(" ")
+        if kind == EVERYTHING:
+            return self._everything.take(record.content, record.updated)
+        if kind not in _KINDS or not model:
+            return False
+        return self._of(model, in_use=kind == _KINDS[True]).take(record.content, record.updated)
+
+
+_KINDS: Final = ("trials", "use")
+
+
+def _name(model: str, *, in_use: bool) -> str:
+    return f"{NAME}{_KINDS[in_use]} {model}"

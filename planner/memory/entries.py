@@ -14,13 +14,14 @@ from typing import Final
 
 import msgspec
 
-from planner.memory.evidence import Finding, Pairs
+from planner.memory.evidence import Finding, Pairs, pairs_of
 from planner.memory.guard import RECENT, SUSPICIOUS
 from planner.memory.keys import NO_CONDITIONS, Conditions
 from planner.memory.records import (
     MAX_LATENCIES,
     REPLAYED,
     ArmRecord,
+    GuardRecord,
     LedgerEntry,
     QueryRecord,
     State,
@@ -101,6 +102,7 @@ class Changes:
     ``saved_ms`` is what a steered run took less than usual (below 0: more), ``withdrawn`` the arms in use that lost."""
 
     records: list[QueryRecord | ArmRecord] = field(default_factory=list)
+    guards: list[GuardRecord] = field(default_factory=list)
     ledger: list[LedgerEntry] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     everything: bool = False
@@ -111,6 +113,7 @@ class Changes:
 
     def add(self, other: Changes) -> None:
         self.records += other.records
+        self.guards += other.guards
         self.ledger += other.ledger
         self.keys |= other.keys
         self.everything |= other.everything
@@ -128,14 +131,19 @@ class ArmEntry:
         "asked_at",
         "beaten",
         "committed",
+        "confirmed",
         "latest",
         "losses",
         "lost",
+        "offers",
         "pairs",
         "per_values",
         "plain_losses",
         "record",
         "siblings",
+        "stored_losses",
+        "stored_runs",
+        "used",
         "verified",
         "won",
     )
@@ -144,15 +152,23 @@ class ArmEntry:
         self.record = record
         self.committed = committed
         self.asked_at = 0.0
-        self.pairs = Pairs(record.latencies, record.baseline)
+        self.pairs = Pairs(pairs_of(record))
+        #: Of the runs and losses in the record, those that the store knows: what came since is ours alone.
+        self.stored_runs = record.runs if committed else 0
+        self.stored_losses = record.losses if committed else 0
         self.latest: deque[float] = deque(maxlen=SUSPICIOUS)
         self.losses: deque[bool] = deque(maxlen=RECENT)
         self.plain_losses: deque[bool] = deque(maxlen=RECENT)
         self.alarmed = False
+        #: Whether it was compared in use since it was approved.
+        self.confirmed = False
         #: Whether it was rejected since it lost, not only since it gained too little.
         self.beaten = record.state is State.REJECTED and 0 < record.measured_gain < 1
         self.verified = ""
         self.per_values = per_values
+        #: Steered runs in use since a further arm was last tried, and how often this one was offered without a run.
+        self.used = 0
+        self.offers = 0
         #: Of a template's arm: runs that each query gave, and queries of which it won and lost.
         self.siblings: dict[str, int] = {}
         self.won = 0
@@ -177,8 +193,9 @@ class ArmEntry:
         """Whether there is anything to be remembered of it."""
         return self.record.runs > 0 or self.record.state is not State.CANDIDATE
 
-    def restart(self, conditions: Conditions) -> None:
+    def restart(self, conditions: Conditions, now: float) -> None:
         """Evidence from now on only."""
+        self.record.since = now
         self.pairs.clear()
         self.latest.clear()
         self.losses.clear()
@@ -193,8 +210,28 @@ class ArmEntry:
 
     def found(self, finding: Finding) -> None:
         """Notes the evidence in the record."""
-        self.record.latencies, self.record.baseline = self.pairs.steered, self.pairs.baseline
+        self.note_pairs()
         self.record.measured_gain = round(finding.gain, 4)
+
+    def note_pairs(self) -> None:
+        record, pairs = self.record, self.pairs
+        record.latencies, record.baseline, record.moments = pairs.steered, pairs.baseline, pairs.moments
+
+    def join(self, record: ArmRecord, *, ours: bool) -> None:
+        """Takes up what the store holds under the same state: another instance's pairs and runs beside our own.
+        ``ours``: it was we who wrote it, so that our runs until then are among its. 3 us where it holds nothing new."""
+        own = self.record
+        own.revision = max(own.revision, record.revision)
+        if record.since > own.since or not set(record.moments).issubset(self.pairs.moments) or not record.moments:
+            own.since = max(own.since, record.since)
+            self.pairs.join(pairs_of(record), own.since)
+            self.note_pairs()
+        if ours:
+            own.runs, own.losses = max(own.runs, record.runs), max(own.losses, record.losses)
+        else:
+            own.runs = record.runs + max(own.runs - self.stored_runs, 0)
+            own.losses = record.losses + max(own.losses - self.stored_losses, 0)
+        self.stored_runs, self.stored_losses = record.runs, record.losses
 
     def counts_for(self, key: str) -> bool:
         """Of a template's arm: whether one more run of this query counts."""

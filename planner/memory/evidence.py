@@ -16,22 +16,28 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import truediv
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
-from planner.memory.records import MAX_LATENCIES
+from planner.memory.records import MAX_LATENCIES, ArmRecord
 
 MIN_MS: Final = 0.001
-"""Latencies are taken for at least this, so that their ratio is a number."""
+MAX_MS: Final = 1e12
+"""Latencies are taken for something between these, so that their ratio is a number."""
 FAILED_FACTOR: Final = 4.0
 """A run that failed counts as so many times the longer of what it took and what is usual."""
 LARGE_GAIN: Final = 2.0
 LARGE_LOSS: Final = 1.5
 FEW_PAIRS: Final = 3
 """So few pairs are enough where even the best run of one side and the worst of the other are that far apart."""
+HOPELESS_PAIRS: Final = 4
+"""Of so many pairs not one showed the gain that is asked for: there are other arms to be tried."""
+CLEARLY_SLOWER: Final = 0.9
+"""An arm that was slower in each of those pairs, and by so much in the middle, has lost."""
 MAX_WAITING: Final = 4
 """Runs of one side that wait for one of the other to be paired with."""
 
@@ -51,8 +57,8 @@ class Rules:
 
     min_gain: float = 1.2
     min_ms: float = 5.0
-    alpha: float = 1 / 64
-    min_pairs: int = 6
+    alpha: float = 1 / 128
+    min_pairs: int = 7
     max_pairs: int = 16
     early: bool = True
 
@@ -83,8 +89,8 @@ def judge(steered: Sequence[float], baseline: Sequence[float], rules: Rules = Ru
     pairs = min(len(steered), len(baseline), MAX_LATENCIES)
     if not pairs:
         return Finding(Verdict.OPEN)
-    ours = [max(took, MIN_MS) for took in steered[-pairs:]]
-    plain = [max(took, MIN_MS) for took in baseline[-pairs:]]
+    ours = [min(max(took, MIN_MS), MAX_MS) for took in steered[-pairs:]]
+    plain = [min(max(took, MIN_MS), MAX_MS) for took in baseline[-pairs:]]
     gain, low, high = bounds([math.log(b / s) for s, b in zip(ours, plain, strict=True)], rules.alpha)
     saved = median(b - s for s, b in zip(ours, plain, strict=True))
     verdict = Verdict.OPEN
@@ -97,6 +103,8 @@ def judge(steered: Sequence[float], baseline: Sequence[float], rules: Rules = Ru
     elif enough and (high < rules.min_gain or gain < 1.0 or pairs >= rules.max_pairs):
         # What does not look faster at all after that many pairs is not worth more of them.
         verdict = Verdict.NO_GAIN
+    elif rules.early and pairs >= HOPELESS_PAIRS and (most := max(map(truediv, plain, ours))) < rules.min_gain:
+        verdict = Verdict.LOSES if most < 1.0 and gain < CLEARLY_SLOWER else Verdict.NO_GAIN
     return Finding(verdict, gain, low, high, saved, pairs)
 
 
@@ -131,57 +139,96 @@ def _critical(size: int, alpha: float) -> int:
     return len(counts) - 1
 
 
+Pair = tuple[float, float, float]
+"""When it was made, and the milliseconds of the steered and the unsteered run. Among the evidence for one arm no two
+are equal, so that those of several instances can be put together as sets: in any order, and more than once."""
+
+
+def pairs_of(record: ArmRecord) -> list[Pair]:
+    """The pairs of a record, the oldest first. Where it was not noted when they were made, their order counts."""
+    size = min(len(record.latencies), len(record.baseline), MAX_LATENCIES)
+    moments = record.moments if len(record.moments) >= size else tuple(record.since + at * 1e-4 for at in range(size))
+    return list(zip(moments[len(moments) - size :], record.latencies[len(record.latencies) - size :],
+                    record.baseline[len(record.baseline) - size :], strict=True))  # fmt: skip
+
+
+def latest(pairs: Iterable[Pair], since: float) -> list[Pair]:
+    """Those that count, the oldest first."""
+    return sorted({pair for pair in pairs if pair[0] >= since})[-MAX_LATENCIES:]
+
+
+def together(one: ArmRecord, other: ArmRecord) -> dict[str, Any]:
+    """The evidence of two records of one arm as one: the fields of a record."""
+    since = max(one.since, other.since)
+    pairs = latest([*pairs_of(one), *pairs_of(other)], since)
+    return {
+        "latencies": tuple(pair[1] for pair in pairs),
+        "baseline": tuple(pair[2] for pair in pairs),
+        "moments": tuple(pair[0] for pair in pairs),
+        "since": since,
+    }
+
+
 class Pairs:
     """Pairs each run with the latest one of the other side that has no partner yet. Bounded."""
 
-    __slots__ = ("_plain", "_steered", "_waiting_plain", "_waiting_steered", "fresh")
+    __slots__ = ("_pairs", "_waiting_plain", "_waiting_steered", "fresh")
 
-    def __init__(self, steered: Sequence[float] = (), baseline: Sequence[float] = ()) -> None:
-        size = min(len(steered), len(baseline), MAX_LATENCIES)
-        self._steered: deque[float] = deque(steered[len(steered) - size :], MAX_LATENCIES)
-        self._plain: deque[float] = deque(baseline[len(baseline) - size :], MAX_LATENCIES)
+    def __init__(self, pairs: Iterable[Pair] = ()) -> None:
+        self._pairs: deque[Pair] = deque(pairs, MAX_LATENCIES)
         self._waiting_steered: deque[float] = deque(maxlen=MAX_WAITING)
         self._waiting_plain: deque[float] = deque(maxlen=MAX_WAITING)
         #: Pairs made since this was set to 0.
         self.fresh = 0
 
     def __len__(self) -> int:
-        return len(self._steered)
+        return len(self._pairs)
 
-    def add_steered(self, took_ms: float) -> bool:
+    def add_steered(self, took_ms: float, at: float) -> bool:
         """Whether that made a pair."""
         if self._waiting_plain:
-            self.add(took_ms, self._waiting_plain.pop())
+            self.add(took_ms, self._waiting_plain.pop(), at)
             return True
         self._waiting_steered.append(took_ms)
         return False
 
-    def add_plain(self, took_ms: float) -> bool:
+    def add_plain(self, took_ms: float, at: float) -> bool:
         """Whether that made a pair."""
         if self._waiting_steered:
-            self.add(self._waiting_steered.pop(), took_ms)
+            self.add(self._waiting_steered.pop(), took_ms, at)
             return True
         self._waiting_plain.append(took_ms)
         return False
 
-    def add(self, steered_ms: float, plain_ms: float) -> None:
+    def add(self, steered_ms: float, plain_ms: float, at: float) -> None:
         """Two runs that belong together."""
-        self._steered.append(steered_ms)
-        self._plain.append(plain_ms)
+        self._pairs.append((at, steered_ms, plain_ms))
         self.fresh += 1
 
+    def join(self, pairs: Iterable[Pair], since: float) -> None:
+        """Takes up another instance's pairs; what was measured before ``since`` goes."""
+        self._pairs = deque(latest([*self._pairs, *pairs], since), MAX_LATENCIES)
+
+    def scale(self, factor: float) -> None:
+        """The unsteered side was measured under something that is ``factor`` times as fast as unsteered."""
+        self._pairs = deque([(at, ours, plain * factor) for at, ours, plain in self._pairs], MAX_LATENCIES)
+
     def clear(self) -> None:
-        for one in (self._steered, self._plain, self._waiting_steered, self._waiting_plain):
+        for one in (self._pairs, self._waiting_steered, self._waiting_plain):
             one.clear()
         self.fresh = 0
 
     @property
     def steered(self) -> tuple[float, ...]:
-        return tuple(self._steered)
+        return tuple(pair[1] for pair in self._pairs)
 
     @property
     def baseline(self) -> tuple[float, ...]:
-        return tuple(self._plain)
+        return tuple(pair[2] for pair in self._pairs)
+
+    @property
+    def moments(self) -> tuple[float, ...]:
+        return tuple(pair[0] for pair in self._pairs)
 
 
 WATCH_ALPHA: Final = 1 / 128

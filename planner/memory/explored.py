@@ -65,7 +65,7 @@ def decide(
             continue
         finding = findings.get(arm.name)
         state, why = _verdict(arm, finding)
-        record = _record(arm, query.key, known.get(arm.name), conditions, labels.get(arm.name, ""), finding)
+        record = _record(arm, query.key, known.get(arm.name), conditions, labels.get(arm.name, ""), finding, at)
         record, lines = _moved(record, state, why, at, query)
         decided.append(Decided(record, finding))
         ledger += lines
@@ -92,8 +92,9 @@ def _verdict(arm: ArmRuns, finding: Finding | None) -> tuple[State, str]:
 
 
 def _record(
-    arm: ArmRuns, key: str, known: ArmRecord | None, conditions: Conditions, model: str, finding: Finding | None
-) -> ArmRecord:
+    arm: ArmRuns, key: str, known: ArmRecord | None, conditions: Conditions, model: str, finding: Finding | None,
+    at: float,
+) -> ArmRecord:  # fmt: skip
     """The evidence is replaced: what was measured before was measured under other conditions, or undecided."""
     runs = arm.runs or ([arm.first] if arm.first is not None and arm.first.timed_out else [])
     record = known or ArmRecord(key=key, arm=arm.name)
@@ -104,6 +105,8 @@ def _record(
         model=model,
         latencies=tuple(_ms(runs)[-MAX_LATENCIES:]),
         baseline=tuple(_ms(arm.baseline)[-MAX_LATENCIES:]),
+        moments=(),
+        since=at,
         runs=record.runs + len(runs),
         losses=record.losses + sum(not one.completed for one in runs),
         expected_gain=arm.expected_gain,

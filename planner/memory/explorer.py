@@ -29,7 +29,7 @@ from planner.advice import Advice
 from planner.advise import Models, Options, look
 from planner.advise import Statement as Looked
 from planner.explore.runner import LIMIT_MS, SPENT, ArmResults, Budget, StoppedError, find_capabilities, try_arms
-from planner.explore.server import Connection, Link, NotExplorableError, Statement, check, explain
+from planner.explore.server import Connection, Link, NotExplorableError, OutOfStepError, Statement, check, explain
 from planner.explore.throttle import Throttle
 from planner.graph import NO_PARAMETERS, Parameters
 from planner.memory.convert import to_advice
@@ -61,10 +61,15 @@ many seconds; None when that cannot be done."""
 EXPECTED: Final = {COUNTED_ARM: 1.5, MODEL_ARM: 1.4}
 """What is tried first where nothing is known; the portfolio comes behind, in its own order."""
 MOST_STATEMENTS: Final = 10_000
-SHARES: Final = 4
+SHARES: Final = 8
 """No statement gets more than this part of the budget that is left, while there are others: a single one that never
 ends would be all that is explored."""
+LEAST_SECONDS: Final = 0.001
+"""What is left of a budget and is too little for any run."""
 SHARE_SPENT: Final = "share_spent"
+OUT_OF_STEP: Final = "out_of_step"
+COUNTING: Final = 0.5
+"""Of what a statement may spend, so much at most goes into counting its sub-plans."""
 _SETTLED: Final = frozenset({State.APPROVED, State.REJECTED, State.PREFERRED, State.FROZEN})
 _SYMBOLS: Final = frozenset("+-*/<>=~!@#%^&|`?")
 _VOLATILE_OPERATORS: Final = """
@@ -238,7 +243,7 @@ class Explorer:
         for one in await self._in_order(wanted):
             if self._progress is not None:
                 self._progress(report, one)
-            if self._budget.left <= 0:
+            if self._budget.left <= LEAST_SECONDS:
                 report.stopped = SPENT
                 break
             before = self._budget.spent
@@ -247,6 +252,11 @@ class Explorer:
                 await self._one(explored)
             except StoppedError as error:
                 report.stopped = str(error)
+            except OutOfStepError:
+                # Its connection is gone, and another one is opened for the next.
+                if not self._run.reopens:
+                    raise
+                explored.reason = OUT_OF_STEP
             finally:
                 explored.spent = self._budget.spent - before
                 report.spent, report.rested = self._budget.spent, self._throttle.rested
@@ -384,7 +394,7 @@ class Explorer:
         assert self._count is not None
         await self._throttle(0.0)
         started = time.perf_counter()
-        seconds = min(self._options.count_seconds, self._budget.left)
+        seconds = min(self._options.count_seconds, self._share * COUNTING)
         try:
             advice = await self._count(await self._run.get(), wanted.sql, self._snapshot, wanted.path, seconds)
         finally:
@@ -396,7 +406,7 @@ class Explorer:
 
     async def _race(self, wanted: Wanted, arms: Mapping[str, Advice], expected: Mapping[str, float]) -> ArmResults:
         statement = Statement(wanted.sql, wanted.params, ", ".join(map(_identifier, wanted.path)))
-        share = Budget(self._budget.left / max(min(SHARES, self.report.wanted - len(self.report.explored)), 1))
+        share = Budget(self._share)
         try:
             results = await try_arms(
                 self._run,
@@ -412,11 +422,16 @@ class Explorer:
             )
         finally:
             self._budget.spent += share.spent
-        if results.stopped == SPENT and self._budget.left > 0:
+        if results.stopped == SPENT and self._budget.left > LEAST_SECONDS:
             # Only this one's share is spent: the others have theirs.
             results.stopped = ""
             results.reason = results.reason or ("" if any(arm.runs for arm in results.arms.values()) else SHARE_SPENT)
         return results
+
+    @property
+    def _share(self) -> float:
+        """The seconds that the present statement may spend."""
+        return self._budget.left / max(min(SHARES, self.report.wanted - len(self.report.explored)), 1)
 
     def _save(
         self, query: QueryRecord, results: ArmResults, now: Conditions, labels: Mapping[str, str]

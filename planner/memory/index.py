@@ -16,9 +16,9 @@ from typing import Final
 import msgspec
 
 from planner.memory.entries import ArmEntry, Changes, Entry, Facts
-from planner.memory.guard import Policy
+from planner.memory.guard import SPENDING, Policy
 from planner.memory.judging import Judge
-from planner.memory.records import REPLAYED, ArmRecord, QueryRecord
+from planner.memory.records import REPLAYED, ArmRecord, GuardRecord, QueryRecord, State
 from planner.memory.states import SYSTEM
 
 MAX_QUERIES: Final = 5_000
@@ -61,6 +61,7 @@ class Index:
         self._dirty: dict[str, Entry] = {}
         self._unwritten: dict[str, Entry] = {}
         self._flushed_at = self._swept_at = 0.0
+        self._spending_known = False
         #: Arms of queries that are not here: read before their query, since a large store is read in parts, or of a
         #: query that had to make room.
         self._apart: OrderedDict[str, list[ArmRecord]] = OrderedDict()
@@ -160,6 +161,7 @@ class Index:
         now = self._clock()
         with self._lock:
             changes, self._changes = self._changes, Changes()
+            changes.guards += self._judge.breakers.changed()
             moved = [record for record in changes.records if isinstance(record, ArmRecord)]
             changes.records = []
             for key in dict.fromkeys(record.key for record in moved):
@@ -171,6 +173,7 @@ class Index:
             changes.records += moved
             if not 0 <= now - self._flushed_at < FLUSH_S:
                 self._flushed_at = now
+                changes.guards += self._judge.spending.changed(now)
                 self._flush(changes, now)
             if not 0 <= now - self._swept_at < SWEEP_S:
                 self._swept_at = now
@@ -231,16 +234,26 @@ class Index:
                     if arm.record.state is not record.state:
                         self._load_arm(record)
                         continue
-                    arm.record.revision = max(arm.record.revision, record.revision)
+                    arm.join(record, ours=True)
                     if not arm.committed:
                         arm.committed = True
                         self._outdated(entry.record)
 
-    def loaded(self, queries: Iterable[QueryRecord], arms: Iterable[ArmRecord]) -> int:
+    def loaded(
+        self, queries: Iterable[QueryRecord], arms: Iterable[ArmRecord], guards: Iterable[GuardRecord] = ()
+    ) -> int:
         """Takes up what the store held at the start, and what others wrote since; returns how many records told
         something new."""
         taken = 0
         with self._lock:
+            for guard in guards:
+                if guard.name == SPENDING and not self._spending_known:
+                    # Once: of what several instances spend each bounds its own.
+                    self._spending_known = True
+                    self._judge.spending.load(guard)
+                elif self._judge.breakers.load(guard):
+                    taken += 1
+                    self._changes.everything = True
             for query in queries:
                 taken += self._load_query(query)
             for arm in arms:
@@ -275,16 +288,19 @@ class Index:
         known = entry.arms.get(record.arm)
         if known is not None:
             own = known.record
-            own.revision = max(own.revision, record.revision)
-            # Another instance's runs under the same state, beside which ours go on, or what has been overtaken.
-            alike = record.state is own.state and record.actor in (SYSTEM, own.actor)
-            if alike or (record.actor == SYSTEM and record.updated < own.updated):
+            if record.state is own.state and record.actor in (SYSTEM, own.actor):
+                known.join(record, ours=False)
                 return False
+            own.revision = max(own.revision, record.revision)
+            if record.actor == SYSTEM and record.updated < own.updated:
+                return False  # it has been overtaken
         arm = ArmEntry(msgspec.structs.replace(record), committed=True)
         arm.per_values = known.per_values if known is not None else bool(record.advice.rows)
         entry.arms[record.arm] = arm
         if record.arm not in entry.order:
             entry.order.append(record.arm)
+        if record.state is State.TRIAL:
+            entry.trial = entry.trial or record.arm
         template = self._templates.get(entry.record.template)
         if template is not None and template is not entry and (carried := template.arms.get(record.arm)) is not None:
             carried.won += record.state in REPLAYED

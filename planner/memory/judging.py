@@ -2,8 +2,9 @@
 
 Works on the entries that `planner.memory.memory.Memory` holds, under its lock. The rules in short:
 
-- On trial, half of the runs are steered. The verdict is `planner.memory.evidence.judge`'s; a run that had to be
-  stopped and was clearly faster without, or two more failures than the unsteered runs had, end a trial at once.
+- On trial, half of the runs are steered; the others are left alone, or run under the arm that is in use already. The
+  verdict is `planner.memory.evidence.judge`'s; a run that had to be stopped and was clearly faster without, or two more
+  failures than the unsteered runs had, end a trial at once.
 - In use, the permanent control group makes pairs with the steered runs next to them in time. What is slower with
   confidence is withdrawn, and so is what had to be stopped or failed three times of late. Steered runs that look slower
   than unsteered ones were raise an alarm: half of the runs are then left alone until it is clear which of arm and
@@ -17,8 +18,8 @@ from typing import Final
 
 from planner.memory.breaker import EVERYTHING, Breakers, Position, Trip
 from planner.memory.entries import ArmEntry, Changes, Entry, Seen
-from planner.memory.evidence import FAILED_FACTOR, MIN_MS, Rules, Verdict, judge, slower
-from planner.memory.guard import MAX_STOPS, Policy, Spending, suspicious
+from planner.memory.evidence import FAILED_FACTOR, MIN_MS, Finding, Rules, Verdict, judge, slower
+from planner.memory.guard import MAX_STOPS, SUSPICIOUS, UNCONFIRMED, Policy, Spending, suspicious
 from planner.memory.records import MAX_LATENCIES, REPLAYED, LedgerEntry, State
 from planner.memory.states import changed
 
@@ -29,6 +30,9 @@ SLOW_SERVER: Final = 1.5
 """A stopped run says nothing when its second try, as the client sent it, took so many times as long as usual."""
 CLEARING_PAIRS: Final = 5
 """Pairs after an alarm that show whether there was reason for it."""
+BETTER: Final = 1.1
+"""How many times as fast as the arm in use a further one must be."""
+MOST_GAIN: Final = 1000.0
 FADED_PAIRS: Final = 12
 FADED_GAIN: Final = 1.05
 """An arm in use that gains less than this over so many pairs is verified again."""
@@ -78,6 +82,7 @@ class Judge:
         arm.latest.clear()
         arm.losses.clear()
         arm.pairs.fresh = 0
+        arm.confirmed = False
         self.move(entry, arm, State.APPROVED, why, now, changes)
         self._count(entry, arm, now, changes, good=True, in_use=False)
 
@@ -107,15 +112,16 @@ class Judge:
         if arm.record.state in (State.CANDIDATE, State.EXPIRED):
             self.move(entry, arm, State.TRIAL, "tried on real executions", now, changes)
             entry.trial = arm.record.arm
+        at = max(now, arm.record.since)
         if seen.stopped_ms > 0:
-            lost = self._stopped(entry, arm, seen, typical_ms)
+            lost = self._stopped(entry, arm, seen, typical_ms, at)
         elif seen.steered:
             lost = seen.failed
             took = _counted(seen, typical_ms)
-            arm.pairs.add_steered(took)
+            arm.pairs.add_steered(took, at)
             arm.latest.append(took)
         elif seen.control:
-            arm.pairs.add_plain(_counted(seen, typical_ms))
+            arm.pairs.add_plain(_counted(seen, typical_ms), at)
             arm.plain_losses.append(seen.failed)
             lost = False
         else:
@@ -124,6 +130,8 @@ class Judge:
             arm.record.runs += 1
             arm.record.losses += lost
             arm.losses.append(lost)
+            arm.used += 1
+            arm.offers = 0
         if arm.record.state is State.TRIAL:
             self._try(entry, arm, seen.stopped_ms / max(seen.took_ms, MIN_MS) if lost else 0.0, now, changes)
         elif arm.record.state is State.APPROVED:
@@ -132,7 +140,20 @@ class Judge:
             arm.found(judge(arm.pairs.steered, arm.pairs.baseline, self.policy.rules))
         return changes
 
-    def _stopped(self, entry: Entry, arm: ArmEntry, seen: Seen, typical_ms: float) -> bool:
+    def compared(self, entry: Entry, arm: ArmEntry, seen: Seen, now: float) -> Changes:
+        """A run under the arm in use is what a further arm is compared with. It is written down as what the statement
+        would have taken unsteered, by what the arm in use gains."""
+        changes = Changes()
+        trial = entry.arms.get(entry.trial)
+        if trial is None or trial is arm or not seen.steered or entry.replayed() is not arm:
+            return changes
+        if trial.record.state is State.TRIAL:
+            took = _counted(seen, seen.took_ms) * _gain(arm)
+            if trial.pairs.add_plain(took, max(now, trial.record.since)):
+                self._try(entry, trial, 0.0, now, changes)
+        return changes
+
+    def _stopped(self, entry: Entry, arm: ArmEntry, seen: Seen, typical_ms: float, at: float) -> bool:
         """Whether the run was stopped because of the arm."""
         if typical_ms and seen.took_ms > SLOW_SERVER * typical_ms:
             return False
@@ -143,7 +164,7 @@ class Judge:
             # It takes longer without, too: the limit was that of other values.
             return False
         if arm.record.state is not State.TRIAL:
-            arm.pairs.add(seen.stopped_ms + seen.took_ms, seen.took_ms)
+            arm.pairs.add(seen.stopped_ms + seen.took_ms, seen.took_ms, at)
         return True
 
     def _try(self, entry: Entry, arm: ArmEntry, stopped: float, now: float, changes: Changes) -> None:
@@ -152,21 +173,33 @@ class Judge:
         finding = judge(arm.pairs.steered, arm.pairs.baseline, self.rules(entry, arm))
         arm.found(finding)
         losses = arm.losses.count(True)
-        improving = _improving(entry, arm)
+        best = entry.replayed() if not entry.is_template else None
+        improving, against = best is not None and best is not arm, ""
+        if best is not None and improving:
+            finding = self._better(arm, best)
+            best.used = 0
+            against = f"against {best.record.arm}: "
+        # A run over the limit, which is near what the arm in use takes, shows that there is no advantage over that.
         clear = stopped > CLEAR_LOSS or (improving and stopped > 0)
         if clear or losses >= MAX_TRIAL_LOSSES + arm.plain_losses.count(True):
             why = f"{losses} of {arm.record.runs} runs stopped or failed"
             self.reject(entry, arm, why, now, changes, bad=not (stopped and improving))
         elif finding.verdict is Verdict.WINS:
             if not entry.is_template:
-                self.approve(entry, arm, finding.why, now, changes)
+                self.approve(entry, arm, against + finding.why, now, changes)
             elif arm.lost:
                 self.reject(entry, arm, f"{arm.lost} queries of the template lost", now, changes, bad=False)
             elif len(arm.siblings) >= TEMPLATE_SIBLINGS:
                 self.approve(entry, arm, f"{finding.why}, {len(arm.siblings)} queries", now, changes)
         elif finding.verdict is not Verdict.OPEN:
-            bad = finding.verdict is Verdict.LOSES
-            self.reject(entry, arm, ("lost: " if bad else "no gain: ") + finding.why, now, changes, bad=bad)
+            bad = finding.verdict is Verdict.LOSES and not improving
+            self.reject(entry, arm, ("lost: " if bad else "no gain: ") + against + finding.why, now, changes, bad=bad)
+
+    def _better(self, arm: ArmEntry, best: ArmEntry) -> Finding:
+        """Whether an arm is faster than the one in use."""
+        gain, own = _gain(best), self.policy.rules
+        rules = Rules(BETTER, own.min_ms, own.alpha, own.min_pairs, own.max_pairs)
+        return judge(arm.pairs.steered, [took / gain for took in arm.pairs.baseline], rules)
 
     def _watch(self, entry: Entry, arm: ArmEntry, now: float, changes: Changes) -> None:
         steered, baseline = arm.pairs.steered, arm.pairs.baseline
@@ -183,13 +216,14 @@ class Judge:
         recent = judge(steered[-FADED_PAIRS:], baseline[-FADED_PAIRS:], self.policy.rules)
         if recent.pairs >= FADED_PAIRS and recent.gain < FADED_GAIN:
             self.move(entry, arm, State.EXPIRED, f"no advantage any more: {recent.why}", now, changes)
-            arm.restart(arm.conditions)
+            arm.restart(arm.conditions, now)
             return
         arm.found(recent)
         if recent.verdict is Verdict.WINS and arm.pairs.fresh >= FADED_PAIRS and not arm.alarmed:
             arm.record.updated = now  # the evidence is as young as this
             arm.pairs.fresh = 0
             self._count(entry, arm, now, changes, good=True, in_use=True)
+        arm.confirmed = arm.confirmed or arm.pairs.fresh >= CLEARING_PAIRS
         self._alarm(entry, arm, changes)
 
     def _alarm(self, entry: Entry, arm: ArmEntry, changes: Changes) -> None:
@@ -204,11 +238,13 @@ class Judge:
             arm.alarmed = False
             # What was unsteered then is no measure for now.
             arm.latest.clear()
-        elif suspicious(tuple(arm.latest), arm.pairs.baseline[-CLEARING_PAIRS:]):
+        else:
+            runs = SUSPICIOUS if arm.confirmed else UNCONFIRMED
+            lost = bool(arm.losses) and arm.losses[-1]
+            if not lost and not suspicious(tuple(arm.latest), arm.pairs.baseline[-CLEARING_PAIRS:], runs):
+                return
             arm.alarmed = True
             arm.pairs.fresh = 0
-        else:
-            return
         changes.keys.add(entry.record.key)
 
 
@@ -216,6 +252,10 @@ def _improving(entry: Entry, arm: ArmEntry) -> bool:
     """Whether the arm is tried against another one that is in use."""
     best = entry.replayed()
     return best is not None and best is not arm
+
+
+def _gain(best: ArmEntry) -> float:
+    return min(max(best.record.measured_gain, 1.0), MOST_GAIN)
 
 
 def _counted(seen: Seen, typical_ms: float) -> float:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import random
 from statistics import median
 from typing import Final
 
 from planner.memory.arms import CUSTOM_PLAN
 from planner.memory.entries import NO_ADVICE, ArmEntry, Candidate, Choice, Entry, Facts, Seen
-from planner.memory.guard import BUDGET_MS, FEW_CALLS, TRIAL_BUDGET, TRIAL_SHARE, Pace, Policy, budget_ms, important
+from planner.memory.guard import BUDGET_MS, TRIAL_BUDGET, TRIAL_SHARE, WAITING, Pace, Policy, budget_ms, important
 from planner.memory.index import Index
 from planner.memory.judging import usual_ms
 from planner.memory.keys import NO_CONDITIONS, same
@@ -28,8 +30,10 @@ from planner.memory.states import SYSTEM
 
 OWN_TRIAL_CALLS: Final = 2
 """A query that came so often is tried for itself; before that it counts among the values never seen."""
-IMPROVE_EVERY: Final = 20
-"""Executions between an approval and the trial of a further arm."""
+IMPROVE_EVERY: Final = 4
+"""Executions under an arm in use before, and between, trials of further arms."""
+MAX_OFFERS: Final = 12
+"""A further arm that was offered so often, and never run, cannot be tried where this statement comes from."""
 STALE_TRIAL_S: Final = 600.0
 PACE_SECONDS: Final = 2.0
 """How often all budgets may be told anew, at most."""
@@ -41,7 +45,8 @@ LOST_SIBLINGS: Final = 3
 
 
 class Memory(Index):
-    """``verify``: plans of arms are looked at before they are tried (`Choice.verify`, `verified`)."""
+    """``verify``: plans of arms are looked at before they are tried (`Choice.verify`, `verified`). ``dice`` gives
+    numbers from 0 to 1."""
 
     def __init__(
         self,
@@ -50,8 +55,10 @@ class Memory(Index):
         durable: bool = False,
         verify: bool = False,
         clock: Callable[[], float] = time.time,
+        dice: Callable[[], float] = random,
     ) -> None:
         super().__init__(policy, durable=durable, clock=clock)
+        self._dice = dice
         self._verify = verify
         self._trials: OrderedDict[str, float] = OrderedDict()
         self._steered = 0
@@ -63,6 +70,11 @@ class Memory(Index):
     def breakers_open(self) -> tuple[str, ...]:
         """Models that are off, ``*`` for all steering."""
         return self._judge.breakers.open
+
+    @property
+    def trials_left_ms(self) -> float:
+        """What trials may still cost; below 0 nothing new is tried."""
+        return self._judge.spending.left
 
     # --- deciding --------------------------------------------------------------------------------------------------
 
@@ -114,14 +126,14 @@ class Memory(Index):
             if not self._allowed(arm, now, in_use=True):
                 return Choice("breaker", once=True)
             further = self._further(entry, arm, now)
-            return self._use(entry, arm, facts) if further is None else self._try(entry, entry, further, facts, arm)
+            return self._use(entry, arm, facts) if further is None else self._improve(entry, further, facts, arm)
         arm = entry.unwritten()
         if arm is not None and self._allowed(arm, now):
             # As good as approved, but nobody would know after a restart: until then the trial goes on.
             return self._try(entry, entry, arm, facts, None)
         calls, typical = max(facts.calls, entry.record.calls), entry.typical_ms or facts.typical_ms
         why = important(calls, typical, self._policy)
-        return Choice(why, once=why == FEW_CALLS) if why else None
+        return Choice(why, once=why in WAITING) if why else None
 
     def _chosen(
         self, facts: Facts, entry: Entry, template: Entry, candidates: Sequence[Candidate], now: float
@@ -178,6 +190,17 @@ class Memory(Index):
             budget_ms=limit,
         )
 
+    def _improve(self, entry: Entry, arm: ArmEntry, facts: Facts, best: ArmEntry) -> Choice:
+        """A further arm is tried against the one in use: each execution is drawn here, and none of the two is given up
+        for the sake of comparing."""
+        choice = self._try(entry, entry, arm, facts, best)
+        if choice.verify:
+            return choice
+        if self._dice() < TRIAL_SHARE:
+            arm.offers += 1
+            return replace(choice, share=1.0, once=True)
+        return replace(self._use(entry, best, facts), once=True)
+
     def _with_verify(self, choice: Choice, arm: str) -> Choice:
         return Choice(
             arm=choice.arm, advice=choice.advice, model=choice.model, share=choice.share, approved=choice.approved,
@@ -197,15 +220,15 @@ class Memory(Index):
 
     def _further(self, entry: Entry, best: ArmEntry, now: float) -> ArmEntry | None:
         """Another arm to be tried on a query that has one in use: now and then, where there is much to win."""
-        if best.alarmed or best.record.state is State.PREFERRED or best.record.runs < IMPROVE_EVERY:
+        if best.alarmed or best.record.state is State.PREFERRED or best.used < IMPROVE_EVERY:
             return None
         if not best.pairs.steered or median(best.pairs.steered) < 2 * self._policy.min_ms:
             return None
         if not self._judge.spending.allowed or not self._may_try(entry.record.key, now):
             return None
-        for name in entry.order:
+        for name in sorted(entry.order, key=lambda name: name != entry.trial):
             arm = entry.arms[name]
-            if arm.open and self._allowed(arm, now):
+            if arm.open and arm.offers < MAX_OFFERS and self._allowed(arm, now):
                 return arm
         return None
 
@@ -240,7 +263,7 @@ class Memory(Index):
                 continue
             if arm.settled:
                 self._judge.move(entry, arm, State.EXPIRED, _EXPIRY[why], now, self._changes)
-            arm.restart(facts.conditions)
+            arm.restart(facts.conditions, now)
             if why != "age":
                 entry.record.baseline = ()
 
@@ -254,7 +277,7 @@ class Memory(Index):
                 if arm.record.actor != SYSTEM:
                     continue
                 self._judge.move(entry, arm, State.EXPIRED, "another model", now, self._changes)
-            arm.restart(arm.conditions)
+            arm.restart(arm.conditions, now)
             arm.record.model = candidate.model
             arm.record.expected_gain = candidate.expected_gain
             if not (entry.is_template and candidate.per_values):
@@ -295,20 +318,20 @@ class Memory(Index):
                 usual = usual_ms(arm, typical) or (seen.took_ms if seen.stopped_ms else 0.0)
                 saved = usual - cost if usual else 0.0
                 if not replayed:
-                    self._judge.spending.lost(-saved if usual else 0.0)
+                    best = entry.replayed()
+                    instead = median(best.pairs.steered) if best is not None and best.pairs.steered else usual
+                    self._judge.spending.lost(cost - instead if instead else 0.0)
                 self._sample(entry, arm, cost, now)
-            elif (best := entry.replayed()) is not None and best is not arm and best.pairs.steered:
-                self._judge.spending.lost(seen.took_ms - min(best.pairs.steered[-1], seen.took_ms))
             self._run(entry, arm, seen, typical or seen.took_ms, now)
-            due = replayed and seen.steered and arm.record.runs % IMPROVE_EVERY == 0
+            due = replayed and seen.steered and arm.used % IMPROVE_EVERY == 0
             if due and any(entry.arms[name].open for name in entry.order):
                 self._changes.keys.add(seen.key)  # time for another arm
             return saved if replayed else min(saved, 0.0)
 
     def _run(self, entry: Entry, arm: ArmEntry, seen: Seen, typical: float, now: float) -> None:
         before = arm.record.state
-        changes = self._judge.ran(entry, arm, seen, typical, now)
-        self._changes.add(changes)
+        self._changes.add(self._judge.ran(entry, arm, seen, typical, now))
+        self._changes.add(self._judge.compared(entry, arm, seen, now))
         after = arm.record.state
         template = self._templates.get(entry.record.template)
         carried = template.arms.get(arm.record.arm) if template is not None else None
@@ -356,6 +379,7 @@ class Memory(Index):
                 took_ms=took_ms,
                 why=why or record.why,
                 text=entry.record.text,
+                scope=entry.record.scope,
             )
         )
 
@@ -375,7 +399,7 @@ class Memory(Index):
             why = _UNFIT.get(outcome)
             if why is not None and arm.record.state is State.APPROVED:
                 self._judge.move(entry, arm, State.EXPIRED, why, now, self._changes)
-                arm.restart(arm.conditions)
+                arm.restart(arm.conditions, now)
             elif why is not None and arm.open:
                 self._judge.reject(entry, arm, why, now, self._changes, bad=False)
             self._changes.keys.add(key)

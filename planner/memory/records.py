@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from planner.memory.comments import uncommented
+
 DEFAULT_ARM: Final = "default"
 """The statement as the client sent it: every arm is compared with it."""
 MODEL_ARM: Final = "cardinality"
@@ -77,11 +79,18 @@ class QueryRecord(msgspec.Struct, kw_only=True):
     revision: int = 0
     forgotten: bool = False
 
+    @property
+    def scope(self) -> str:
+        """As in `LedgerEntry`."""
+        return "template" if self.key == self.template else "query"
+
 
 class ArmRecord(msgspec.Struct, kw_only=True):
     """The evidence for one arm of one query or template. ``latencies`` are steered runs, ``baseline`` the unsteered
-    runs that they were interleaved with. ``schema_hash``, ``server_version`` and ``drift`` (a digest of the
-    tables' sizes and statistics) say under what it was measured. ``revision`` as in `QueryRecord`."""
+    runs that they were interleaved with, ``moments`` when each pair of the two was made: by those the pairs of several
+    instances are told apart and put together. What was measured before ``since`` does not count any more.
+    ``schema_hash``, ``server_version`` and ``drift`` (a digest of the tables' sizes and statistics) say under what it
+    was measured. ``revision`` as in `QueryRecord`."""
 
     key: str
     arm: str
@@ -102,11 +111,24 @@ class ArmRecord(msgspec.Struct, kw_only=True):
     actor: str = "system"
     updated: float = 0.0
     revision: int = 0
+    moments: tuple[float, ...] = ()
+    since: float = 0.0
+
+
+class GuardRecord(msgspec.Struct, kw_only=True):
+    """What a guard that is about more than one query goes by: a circuit breaker, or what trials may cost. ``content``
+    is its own business (JSON); of two the later ``updated`` stands. ``revision`` as in `QueryRecord`."""
+
+    name: str
+    content: str = "{}"
+    updated: float = 0.0
+    revision: int = 0
 
 
 class LedgerEntry(msgspec.Struct, kw_only=True):
     """One line of the ledger, never changed afterwards. ``kind``: ``state`` (from ``before`` to ``after``),
-    ``execution`` (a sample), ``breaker``, ``mode``, ``model``, ``person``. Gains are factors, 2.0: twice as fast;
+    ``execution`` (a sample), ``breaker``, ``mode``, ``model``, ``person``. ``scope`` is ``query`` or ``template`` where
+    it is about one: a run counts for both, and each has states of its own. Gains are factors, 2.0: twice as fast;
     0.0: not known. ``id`` is its number in the store, 0 before; ``uid`` is given by the store and keeps a line
     from being there twice."""
 
@@ -126,6 +148,7 @@ class LedgerEntry(msgspec.Struct, kw_only=True):
     actor: str = "system"
     why: str = ""
     text: str = ""
+    scope: str = ""
     id: int = 0
     uid: str = ""
 
@@ -173,8 +196,8 @@ class HistoryPoint(msgspec.Struct, kw_only=True):
 
 def query_key(database: str, search_path: str, text: str, params: str = "") -> str:
     """The key of one statement with its values; ``params`` is the canonical form of its bound values ("" for none).
-    White space at the ends and a trailing semicolon do not count."""
-    parts = "\0".join((database, search_path, text.strip().rstrip(";").rstrip(), params))
+    Comments, white space at the ends and a trailing semicolon do not count."""
+    parts = "\0".join((database, search_path, uncommented(text).strip().rstrip(";").rstrip(), params))
     return hashlib.blake2b(parts.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 

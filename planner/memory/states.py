@@ -62,5 +62,6 @@ def changed(
         actor=actor,
         why=why,
         text=query.text if query is not None else "",
+        scope=query.scope if query is not None else "",
     )
     return msgspec.structs.replace(arm, state=after, why=why, actor=actor, updated=at), entry

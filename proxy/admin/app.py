@@ -60,9 +60,12 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, next(code for kind, code in _STATUS.items() if isinstance(error, kind)))
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """As FastAPI does, without the value itself: it may be a secret in the wrong place."""
     assert isinstance(error, RequestValidationError)
+    if request.method == "POST" and "json" not in request.headers.get("content-type", ""):
+        # Not read at all, which keeps forms of other sites' pages out; curl forgets it as easily.
+        return JSONResponse({"detail": "send a JSON body, with the header Content-Type: application/json"}, 422)
     details: list[dict[str, Any]] = [
         {"loc": list(found["loc"]), "msg": found["msg"], "type": found["type"]} for found in error.errors()
     ]

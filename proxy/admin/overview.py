@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, Literal, get_args
 
@@ -11,7 +12,9 @@ from pydantic import BaseModel
 
 from proxy.admin.latencies import iso
 from proxy.admin.source import AdminSource, Latency, Status, UnavailableError
+from proxy.declared_metrics import Q_ERROR_BOUNDS
 from proxy.metrics import labelled
+from proxy.quantiles import of_histogram
 from proxy.settings import SteeringMode
 
 Grade = Literal["good", "warning", "danger"]
@@ -85,6 +88,17 @@ class Reason(BaseModel):
     count: int
 
 
+class Accuracy(BaseModel):
+    """By which factor row counts were off since the start (medians of the q-error, 1 is exact): those that the model
+    predicted, and the server's own estimates of the same. ``what`` is ``statements`` (rows that clients got) or
+    ``joins`` (inside statements that were run again as samples, see the setting accuracy_samples)."""
+
+    what: Literal["statements", "joins"]
+    count: int
+    model: float
+    server: float
+
+
 class Overview(BaseModel):
     health: Literal["healthy", "degraded", "unhealthy"]
     trouble: list[Trouble]
@@ -97,6 +111,7 @@ class Overview(BaseModel):
     traffic: Traffic
     gain: GainNow | None
     models: list[ModelLatency]
+    accuracy: list[Accuracy]
     reasons: list[Reason]
     latency_good_ms: float
     latency_warning_ms: float
@@ -173,11 +188,29 @@ async def overview(source: AdminSource) -> Overview:
         ),
         gain=gain,
         models=[_model(row, settings.latency_good_ms, settings.latency_warning_ms) for row in latest],
+        accuracy=accuracy(totals),
         reasons=reasons(status),
         latency_good_ms=settings.latency_good_ms,
         latency_warning_ms=settings.latency_warning_ms,
         interval_s=settings.history_interval,
     )
+
+
+def accuracy(totals: Mapping[str, float]) -> list[Accuracy]:
+    """Without what nothing is known of."""
+    found: list[Accuracy] = []
+    kinds: tuple[tuple[Literal["statements", "joins"], str], ...] = (
+        ("statements", "root_q_error"), ("joins", "sub_plan_q_error"),
+    )  # fmt: skip
+    for what, attribute in kinds:
+        count = sum(totals.get(f"{attribute}{{{bound}}}", 0) for bound in (*Q_ERROR_BOUNDS, "+Inf"))
+        if count:
+            model, server = (
+                max(round(of_histogram(totals, name, Q_ERROR_BOUNDS, 0.5), 2), 1.0)
+                for name in (attribute, f"{attribute}_server")
+            )
+            found.append(Accuracy(what=what, count=int(count), model=model, server=server))
+    return found
 
 
 def reasons(status: Status) -> list[Reason]:
@@ -214,17 +247,20 @@ def _trouble(source: AdminSource, status: Status, reachable: bool, store: str) -
     )
     active = planner is not None and any(model.state == "active" for model in planner.models)
     refused = sum(model.state == "refused" for model in planner.models) if planner is not None else 0
+    unwritten = planner is not None and bool(planner.store) and not store
     silent = status.workers_configured - status.workers_responding
     found: list[tuple[bool, Literal["warning", "danger"], str]] = [
         (not reachable, "danger", "The server (upstream) cannot be reached."),
         (status.workers_responding == 0, "danger", "No worker process responds: clients are not served."),
         (0 < silent < status.workers_configured, "warning", f"{silent} of the worker processes do not respond."),
+        (status.totals.get("paused", 0) > 0, "danger", "PAUSE is in force: clients wait until RESUME is given."),
         (status.draining, "warning", "This instance is stopping: it serves only who is connected."),
         (away, "warning", "The planner process is not there: statements go through as they are."),
         (late, "warning", "The catalog could not be read for a while: advice may be out of date."),
         (planner is not None and planner.ready and not active, "warning", "No model serves."),
         (refused > 0, "warning", f"{refused} model file{'s are' if refused > 1 else ' is'} refused: see Models."),
         (bool(store), "warning", store),
+        (unwritten, "warning", f"Nothing new is kept or approved: {planner.store if planner else ''}."),
     ]
     return [Trouble(level=level, text=text) for holds, level, text in found if holds]
 

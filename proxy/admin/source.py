@@ -34,7 +34,7 @@ class ModelStatus:
 @dataclass(frozen=True, slots=True)
 class PlannerStatus:
     """The planner process. ``catalog_age_s`` is the age of its oldest catalog snapshot, -1 when it has none; ``queue``
-    how many statements wait in it."""
+    how many statements wait in it; ``store`` why it cannot write to the store, "" where it can."""
 
     ready: bool = False
     memory: int = 0
@@ -42,6 +42,7 @@ class PlannerStatus:
     catalog_age_s: float = -1.0
     queue: int = 0
     models: tuple[ModelStatus, ...] = ()
+    store: str = ""
 
 
 @dataclass(frozen=True, slots=True)

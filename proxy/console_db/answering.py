@@ -7,7 +7,6 @@ in pages; `session` asks for the next one when the client has taken the last.
 from __future__ import annotations
 
 import re
-import time
 from typing import Any, Final
 
 from pydantic import SecretStr
@@ -71,8 +70,7 @@ async def _show(source: ConsoleSource, name: str, after: str, version: str) -> T
         case "version":
             return tables.version(version)
         case "stats":
-            status = await source.fresh_status()
-            return tables.stats(status, await _latencies(source), time.time())
+            return tables.stats(await source.stats())
         case "pools":
             return tables.pools(await source.pools(), source.paused)
         case "databases":

@@ -14,7 +14,7 @@ from typing import Final
 
 SHOWN: Final[dict[str, str]] = {
     "help": "these commands",
-    "stats": "what has gone through since the start, and what it took",
+    "stats": "what has gone through by database since the start, and averages of the last minute",
     "pools": "connections by user and database",
     "clients": "who is connected; the id is for KILL",
     "servers": "connections to the server",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from proxy.admin.source import AdminSource
-from proxy.console_db.tables import Cell, Paused
+from proxy.console_db.tables import Cell, DatabaseStats, Paused
 
 
 class ConsoleSource(AdminSource, Protocol):
@@ -26,6 +26,10 @@ class ConsoleSource(AdminSource, Protocol):
 
     async def busy(self, database: str) -> int:
         """Transactions that run on it ("": on any database) now, in transaction pooling."""
+        ...
+
+    async def stats(self) -> Sequence[DatabaseStats]:
+        """By database: since the start, and lately."""
         ...
 
     async def servers(self) -> Sequence[Mapping[str, Cell]]:

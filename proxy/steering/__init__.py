@@ -69,14 +69,16 @@ UNDECIDED: Final = Decision("undecided")
 
 class Known:
     """A text with its parameter types, and its kind, which is `Steering`'s own business. ``types`` is the tail of the
-    Parse message, from the count of the types on."""
+    Parse message, from the count of the types on. ``plain`` is the text without comments, under which it is decided
+    about: what two texts share that differ in comments only."""
 
-    __slots__ = ("template", "text", "types")
+    __slots__ = ("plain", "template", "text", "types")
 
-    def __init__(self, text: bytes, types: bytes, template: Any) -> None:
+    def __init__(self, text: bytes, types: bytes, template: Any, plain: bytes = b"") -> None:
         self.text = text
         self.types = types
         self.template = template
+        self.plain = plain or text
 
 
 class Steering(Protocol):

@@ -1,9 +1,9 @@
 """What a worker remembers for steering: kinds of statement with what they take, texts seen, and decisions.
 
 Three bounded tables, least recently used first out: `Template` by key, `Known` by text and parameter types, and
-decisions by everything they may depend on (scope, text, types, Bind). A quarter of the bytes goes to each of the
-first two, the rest to decisions. When the planner says that its answers have changed, `forget` drops the decisions;
-what was measured stays.
+decisions by everything they may depend on (scope, text without comments, types, Bind). A quarter of the bytes goes to
+each of the first two, the rest to decisions. When the planner says that its answers have changed, `forget` drops the
+decisions; what was measured stays.
 
 Costs: a decision for a text or a prepared statement that was seen before takes about 1 us.
 """
@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Final
 
 from proxy.steering import Decision, Known
-from proxy.steering.template import BROKEN, HINTED, OPTED_OUT, SEVERAL, joined, repeatable, template
+from proxy.steering.template import BROKEN, HINTED, OPTED_OUT, SEVERAL, joined, repeatable, template, uncommented
 
 _OVERHEAD: Final = 400  # bytes of the objects around an entry
 _WEIGHT: Final = 0.2  # of the newest measurement in the moving average
@@ -25,7 +25,8 @@ _REASONS: Final = ((OPTED_OUT, "opted_out"), (HINTED, "hinted"), (SEVERAL, "seve
 MIN_TABLES: Final = 2
 
 Key = tuple[int, bytes, bytes, bytes | None]
-"""What a decision is for: scope, text, parameter types, and the Bind message from the format codes on."""
+"""What a decision is for: scope, text without comments, parameter types, and the Bind message from the format codes
+on. An advice in front of one text is right in front of every other that differs in comments only."""
 
 
 class Template:
@@ -182,12 +183,11 @@ class DecisionCache:
     def learn(self, text: bytes, types: bytes) -> Known:
         """Makes the template key of a new text; some microseconds."""
         key, flags = template(text)
-        known = Known(text, types, self._template(key, flags))
+        known = Known(text, types, self._template(key, flags), uncommented(text))
         self._texts[text, types] = known
-        self._text_bytes += len(text) + len(types) + _OVERHEAD
+        self._text_bytes += _text_size(known)
         while self._text_bytes > self._max_bytes // 4 or len(self._texts) > self._max_entries:
-            old, _ = self._texts.popitem(last=False)
-            self._text_bytes -= len(old[0]) + len(old[1]) + _OVERHEAD
+            self._text_bytes -= _text_size(self._texts.popitem(last=False)[1])
         return known
 
     def _template(self, key: bytes, flags: int) -> Template:
@@ -233,6 +233,11 @@ class DecisionCache:
         self.generation += 1
         self._decisions.clear()
         self._decision_bytes = 0
+
+
+def _text_size(known: Known) -> int:
+    own = 0 if known.plain is known.text else len(known.plain)
+    return _OVERHEAD + len(known.text) + own + len(known.types)
 
 
 def _size(key: Key, decision: Decision) -> int:

@@ -24,7 +24,7 @@ MAX_UNSENT: Final = 256 * 1024
 """Bytes that may wait for a planner that does not read; beyond, nothing is said to it."""
 MAX_OBSERVED: Final = 2000
 """Observations kept until the next batch."""
-BATCH_SECONDS: Final = 0.5
+BATCH_SECONDS: Final = 0.2
 FORGET_SECONDS: Final = 10.0
 """After this long a question is given up for good."""
 SILENT_MISSES: Final = 3
@@ -34,6 +34,8 @@ MIN_PAUSE: Final = 0.5
 MAX_PAUSE: Final = 8.0
 RECONNECT_SECONDS: Final = (0.05, 2.0)
 _COST_WEIGHT: Final = 0.1
+COST_FADES_SECONDS: Final = 5.0
+"""While no answer comes, what answers are thought to take is halved as often as this."""
 
 
 class Waiter:
@@ -88,7 +90,7 @@ class Question:
 
 
 class PlannerClient(asyncio.Protocol):
-    """``cost_ms`` is what an answer takes, as a moving average over those that came."""
+    """The connection of one worker, and the questions that are open on it."""
 
     def __init__(self, path: str, counters: Counters, log: Log, changed: Callable[[Changed], None]) -> None:
         self._path = path
@@ -108,8 +110,19 @@ class PlannerClient(asyncio.Protocol):
         self._opens_at = 0.0  # the breaker keeps statements from waiting until then
         self._closed = False
         self._retry = RECONNECT_SECONDS[0]
+        self._lost = asyncio.Event()  # the connection is gone
         self._complained = False
-        self.cost_ms = 1.0
+        self._cost_ms = 1.0
+        self._cost_at = 0.0  # when the last answer came
+
+    @property
+    def cost_ms(self) -> float:
+        """What an answer takes, as a moving average over those that came. It fades while none comes: what a slow hour
+        made too cheap to be asked about would never be asked about again."""
+        if not self._cost_at:
+            return self._cost_ms
+        idle = asyncio.get_running_loop().time() - self._cost_at
+        return self._cost_ms if idle < COST_FADES_SECONDS else self._cost_ms * 0.5 ** (idle / COST_FADES_SECONDS)
 
     @property
     def connected(self) -> bool:
@@ -124,15 +137,17 @@ class PlannerClient(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         try:
             while True:
-                if self._transport is None:
-                    try:
-                        await loop.create_unix_connection(lambda: self, self._path)
-                    except OSError as error:
-                        if not self._complained:
-                            self._complained = True
-                            self._log.event("planner_unreachable", level="warning", error=str(error))
-                    # Only an answer shows that it was worth while.
-                    self._retry = min(self._retry * 2, RECONNECT_SECONDS[1])
+                self._lost.clear()
+                try:
+                    await loop.create_unix_connection(lambda: self, self._path)
+                except OSError as error:
+                    if not self._complained:
+                        self._complained = True
+                        self._log.event("planner_unreachable", level="warning", error=str(error))
+                else:
+                    await self._lost.wait()
+                # Only an answer shows that it was worth while.
+                self._retry = min(self._retry * 2, RECONNECT_SECONDS[1])
                 await asyncio.sleep(self._retry)
         finally:
             self.close()
@@ -242,6 +257,7 @@ class PlannerClient(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._lost.set()
         self._counters.planner_connected = 0
         if not self._closed:
             self._log.event("planner_lost", level="warning", error=str(exc) if exc else None)
@@ -267,7 +283,8 @@ class PlannerClient(asyncio.Protocol):
             return
         self._counters.steering_answered += 1
         took = (self._heard - question.asked) * 1000
-        self.cost_ms += (took - self.cost_ms) * _COST_WEIGHT
+        self._cost_ms += (took - self._cost_ms) * _COST_WEIGHT
+        self._cost_at = self._heard
         self._retry = RECONNECT_SECONDS[0]
         if (self._opens_at and self._silent) or any(waiter.waiting for waiter in question.waiters):
             self._close_breaker()

@@ -26,10 +26,12 @@ from proxy.logs import Log
 from proxy.metrics import Counters
 from proxy.settings import ProxySettings
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known
+from proxy.steering.answers import decision_of
 from proxy.steering.cache import DecisionCache, Key, Template
 from proxy.steering.client import PlannerClient, Question, Waiter
-from proxy.steering.template import may_join
+from proxy.steering.template import JOINS, SETS, glance, uncommented
 from proxy.wire.messages import rows_told
+from proxy.wire.statements import changes_reading
 
 LEVELS: Final = {"off": 0, "observe": 1, "shadow": 2, "canary": 3, "on": 4}
 OFF: Final = 0
@@ -53,17 +55,6 @@ MAX_SAMPLE: Final = 16 * 1024
 """Bytes of a text, or of its parameters, that are told."""
 _NO_TYPES: Final = b"\0\0"
 _now: Final = time.monotonic
-_SETTINGS_LIMIT: Final = 50
-# Only these are ever set, by name and value: a mistake would end the client's own transaction.
-_SETTING: Final = re.compile(
-    rb"(?:(?:enable_[a-z_]{3,40}|geqo|jit)=(?:on|off)"
-    rb"|(?:(?:from|join)_collapse_limit|geqo_threshold|max_parallel_workers_per_gather)=\d{1,9}"
-    rb"|(?:(?:random|seq)_page_cost|cpu_(?:tuple|index_tuple|operator)_cost|parallel_(?:setup|tuple)_cost"
-    rb"|cursor_tuple_fraction|hash_mem_multiplier)=\d{1,9}(?:\.\d{1,9})?"
-    rb"|(?:min_parallel_(?:table|index)_scan_size|effective_cache_size|work_mem)=\d{1,9}(?:kB|MB|GB)?"
-    rb"|plan_cache_mode=(?:auto|force_custom_plan|force_generic_plan)"
-    rb"|pg_plan_advice\.advice=[\x20-\x7e]{0,4000})\Z"
-)
 _MODE: Final = re.compile(
     rb"(?is)\bset\s+(?:session\s+|(?P<local>local\s+))?\"?pilotwire\"?\s*\.\s*\"?mode\"?\s*(?:=|\bto\b)"
     rb"\s*(?P<quote>['\"]?)(?P<value>\w+)"
@@ -152,7 +143,7 @@ class Steerer:
             session.application,
             session.search_path,
             template.digest,
-            known.text,
+            known.plain,
             asking.bind,
             _types(known.types),
         )
@@ -167,7 +158,7 @@ class Steerer:
         return question
 
     def _keep(self, answer: Answer, key: Key, template: Template, generation: int) -> Decision:
-        decision = _decision(answer, repeatable=template.repeatable)
+        decision = decision_of(answer, repeatable=template.repeatable)
         if answer.estimated_ms > 0:
             template.estimated_ms = answer.estimated_ms
             template.judge(self.cheap_ms)
@@ -188,9 +179,8 @@ class Steerer:
             self.level = min(self._configured, self._said)
         self.log.event("planner_changed", level="debug", generation=changed.generation, mode=changed.mode)
 
-    def may_sample(self) -> bool:
-        """Whether the statement that is told of now is to be told of with its text."""
-        now = _now()
+    def may_sample(self, now: float) -> bool:
+        """Whether the statement that is told of at this moment is to be told of with its text."""
         self._samples = min(SAMPLES_PER_SECOND, self._samples + (now - self._sampled) * SAMPLES_PER_SECOND)
         self._sampled = now
         if self._samples < 1.0:
@@ -217,6 +207,7 @@ class SessionSteering:
         "_local",
         "_owner",
         "_path",
+        "_read_anew",
         "_reason",
         "_reported_path",
         "_scope",
@@ -253,6 +244,8 @@ class SessionSteering:
         self._utf8 = _is_utf8(encoding.encode("utf-8", "surrogateescape"))
         self.conforming = True  # a backslash in a plain string is an ordinary character
         self._reported_path = False
+        # By what constants are read has changed and may change back unseen: what was prepared must not be parsed anew.
+        self._read_anew = False
         self._scope = 0
         self._count = 0
         # Of the statement that runs: what was decided and by which answer, why it is left alone, what became of it.
@@ -274,32 +267,40 @@ class SessionSteering:
 
     def query(self, text: bytes) -> Decision:
         self.text = text
-        if self._owner.level == OFF:
-            self._look_for_settings(text)
+        found = glance(text)
+        if not found:
             return LEAVE_ALONE
-        known = self._cache.seen(text, _NO_TYPES)
-        if known is None:
-            if not may_join(text):
+        if not found & JOINS or self._owner.level == OFF:
+            if found & SETS:
                 self._look_for_settings(text)
-                return LEAVE_ALONE
-            known = self._cache.learn(text, _NO_TYPES)
-        return self._decide(known, None)
+            return LEAVE_ALONE
+        return self._decide(self._known_text(text, _NO_TYPES, found), None)
 
     def known(self, text: bytes, types: bytes) -> Known | None:
         # Also while steering is off: the statement may outlive that.
         self.text = text
+        found = glance(text)
+        if not found & JOINS:
+            if found & SETS:
+                self._look_for_settings(text)
+            return None
+        known = self._known_text(text, types, found)
+        return None if known.template.barred or self._read_anew or _MOMENT.search(text) is not None else known
+
+    def _known_text(self, text: bytes, types: bytes, found: int) -> Known:
         known = self._cache.seen(text, types)
         if known is None:
-            if not may_join(text):
-                self._look_for_settings(text)
-                return None
             known = self._cache.learn(text, types)
-        return None if known.template.barred or _MOMENT.search(text) is not None else known
+        if found & SETS and (known.template.barred or not known.template.repeatable):
+            self._look_for_settings(text)
+        return known
 
     def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:
         if known.template.generation != self._cache.generation:
             known.template.renew(self._cache.generation)
         self.text = known.text
+        if self._read_anew:
+            return self._left("settings_changed")
         return self._decide(known, message[start:end])
 
     @property
@@ -331,7 +332,7 @@ class SessionSteering:
             return self._left("encoding")
         if not self._scope:
             self._scope = self._cache.scope(self.database, self.user, self.application, self.search_path)
-        key = (self._scope, known.text, known.types, bind)
+        key = (self._scope, known.plain, known.types, bind)
         decision = self._cache.decision(key) or template.answer
         if decision is None:
             asking = Asking(known, bind, key, owner.patience(template))
@@ -402,7 +403,8 @@ class SessionSteering:
             self._steered = None
             self._reason = "refused"
         state, words = sqlstate.decode("ascii", "replace"), message.decode("utf-8", "replace")
-        self._owner.client.refused(Refused(self.database, template.digest, text, state, words))
+        # Under the text that the planner was asked about.
+        self._owner.client.refused(Refused(self.database, template.digest, uncommented(text), state, words))
         told = {"id": self.connection, "sqlstate": state, "error": words}
         self._owner.log.event("advice_refused", level="warning", **told, again=again)
 
@@ -479,7 +481,7 @@ class SessionSteering:
             if steered is not None or observed.control or self._stopped:
                 observed.arm = found.arm
                 observed.model = found.model
-        if known is not None and len(known.text) <= MAX_SAMPLE and self._owner.may_sample():
+        if known is not None and len(known.text) <= MAX_SAMPLE and self._owner.may_sample(_now()):
             observed.text = known.text
             if self._bind is not None and len(self._bind) <= MAX_SAMPLE:
                 observed.bind = self._bind
@@ -535,7 +537,8 @@ class SessionSteering:
         """SET of what concerns steering. One that is rolled back is believed all the same, where the server does not
         report the setting."""
         lower = text.lower()
-        if len(text) > 1000 or (lower.find(b"set") < 0 and lower.find(b"discard") < 0):
+        self._read_anew = self._read_anew or changes_reading(text)
+        if len(text) > 1000:
             return
         everything = b"all" in lower
         if b"pilotwire" in lower or everything:
@@ -574,26 +577,3 @@ def _sqlstate(error: bytes) -> str:
     """Of the beginning of an ErrorResponse."""
     start = error.find(b"\0C", 5) + 2
     return error[start : start + 5].decode("ascii", "replace") if start > 1 else ""
-
-
-def _decision(answer: Answer, *, repeatable: bool = True) -> Decision:
-    """A decision that can be delivered, or one to leave the statement alone; ``repeatable``: it may be run twice."""
-    if b"\0" in answer.prefix:
-        return Decision("unusable_advice")
-    if len(answer.settings) > _SETTINGS_LIMIT or not all(
-        _SETTING.match(name + b"=" + value) for name, value in answer.settings
-    ):
-        return Decision("unusable_advice")
-    budget = answer.budget_ms if answer.budget_ms > 0 else 0.0
-    if budget and not (repeatable or answer.approved):
-        decision = Decision("not_repeatable")
-    else:
-        budget = budget if repeatable else 0.0
-        decision = Decision(
-            answer.reason or "no_advice", answer.prefix, answer.settings, answer.model, budget, answer.approved
-        )
-    decision.query = answer.query
-    decision.arm = answer.arm
-    decision.dialect = answer.dialect
-    decision.share = answer.share
-    return decision

@@ -141,6 +141,50 @@ def template(text: bytes, *, conforming: bool = True) -> tuple[bytes, int]:
     return key, flags
 
 
+_SPACE: Final = b" \t\n\r\f\v"
+
+
+def uncommented(text: bytes, *, conforming: bool = True) -> bytes:
+    """The text with one blank for each comment and the white space around it, none at its ends; ``text`` itself where
+    there is no comment, or a literal without an end. A hint comment and an opt-out mean something and stay. 0.1 us for
+    a text without comments, else about 2 us and 0.5 us for each literal and comment.
+
+    What `planner.memory.comments` does with the parser's tokens; comments that differ, a trace's among them, must not
+    make each execution a statement of its own.
+    """
+    if b"--" not in text and b"/*" not in text:
+        return text
+    pattern = _CONFORMING if conforming else _ESCAPING
+    pieces: list[bytes] = []
+    pos = resume = 0
+    while resume >= 0:
+        matches = pattern.finditer(text, resume)
+        resume = -1
+        for match in matches:
+            start, end = match.span()
+            first = text[start]
+            if first not in (_DASH, _SLASH):
+                if (end - start == 1 and first in (_QUOTE, _NAME)) or (first == _DOLLAR and match["body"] is None):
+                    return text
+                continue
+            if first == _SLASH:
+                if end - start == 2:
+                    return text
+                if text.find(b"/*", start + 2, end) > 0:
+                    end = resume = _comment_end(text, start + 2)
+                    if end == start + 2:
+                        return text
+            if not _comment(text[start:end]):
+                pieces.append(text[pos:start].strip(_SPACE))
+                pos = end
+            if resume >= 0:
+                break
+    if not pos:
+        return text
+    pieces.append(text[pos:].strip(_SPACE))
+    return b" ".join(piece for piece in pieces if piece)
+
+
 def _name(quoted: bytes) -> bytes:
     return b'"\0' + quoted.hex().encode() + b'"' if _APART.search(quoted) else quoted
 
@@ -181,19 +225,26 @@ def joined(key: bytes) -> int:
 _STEERED: Final = frozenset({b"sele", b"with", b"expl", b"decl", b"copy", b"crea", b"inse", b"prep", b"refr"})
 
 
-def may_join(text: bytes) -> bool:
-    """Whether a text may join tables, judged in half a microsecond: most that do not are told by this alone.
+# What a first glance at a text finds, as bits.
+JOINS: Final = 1  # it may join tables
+SETS: Final = 2  # it may change a setting
 
-    False only for those that cannot: no steered kind of statement, or one table behind the only FROM.
+
+def glance(text: bytes) -> int:
+    """Whether a text may join tables and whether it may change a setting, judged in a third of a microsecond: most
+    texts do neither, and nothing more is asked about those.
+
+    No `JOINS` only where that cannot be: no steered kind of statement, or one table behind the only FROM.
     """
     lower = text.lower()
-    start = lower.find(b"from")
-    if start < 0:
-        return False
-    if lower.find(b"join") < 0 and lower.find(b",", start) < 0 and lower.find(b"from", start + 4) < 0:
-        return False
-    begin = lower.lstrip(b" \t\r\n\f\v(;")[:4]
-    return begin in _STEERED or begin[:2] in (b"/*", b"--")
+    found = SETS if b"set" in lower or b"discard" in lower else 0
+    if b"from" in lower:
+        start = lower.find(b"from")
+        if b"join" in lower or lower.find(b",", start) >= 0 or lower.find(b"from", start + 4) >= 0:
+            begin = lower.lstrip(b" \t\r\n\f\v(;")[:4]
+            if begin in _STEERED or begin[:2] in (b"/*", b"--"):
+                found |= JOINS
+    return found
 
 
 _WRITES: Final = re.compile(

@@ -43,11 +43,13 @@ class Wait:
         self._go_on(self._steering.waited_for(_now() - self._asked, decision))
         self.begin()
 
-    def end(self) -> None:
-        """Goes on at once, without advice."""
-        if self._waiter is not None:
-            self._waiter.leave()
-            self._told(None)
+    def end(self) -> bool:
+        """Goes on at once, without advice; whether it waited."""
+        if self._waiter is None:
+            return False
+        self._waiter.leave()
+        self._told(None)
+        return True
 
     def abandon(self) -> None:
         """The session is over: nobody goes on."""

@@ -191,7 +191,7 @@ class BackendPool:
         self._counters.backend_opened(backend.how)
         self.greeting = backend.greeting
         self.reported = reported_settings(backend.greeting)
-        backend.state = BackendState(self.reported, self.settings.max_prepared_bytes_backend)
+        backend.state = BackendState(self.reported, self.settings.max_prepared_bytes_backend, backend.pid)
         backend.expires = backend.born + self.settings.server_lifetime
         backend.start(self._ended)
         backend.owner = self
@@ -268,7 +268,9 @@ class BackendPool:
             async with asyncio.timeout(_CHECK_TIMEOUT):
                 if backend.state is None or not await run_alone(backend, "DISCARD ALL"):
                     raise ConnectionError("DISCARD ALL failed")
-                backend.state = BackendState(backend.state.reported, self.settings.max_prepared_bytes_backend)
+                backend.state = BackendState(
+                    backend.state.reported, self.settings.max_prepared_bytes_backend, backend.pid
+                )
                 await backend.prove()
                 backend.state.prepared.unnamed = UNKNOWN  # asyncpg left one
                 self._counters.handed_back += 1

@@ -49,6 +49,7 @@ from proxy.wire.frames import (
     DESCRIBE,
     ERROR,
     EXECUTE,
+    FLUSH,
     FRONTEND_LIMITS,
     FUNCTION_CALL,
     HEADER,
@@ -65,6 +66,7 @@ from proxy.wire.frames import (
     TERMINATE,
     violation,
 )
+from proxy.wire.hooks import Hooks
 
 if TYPE_CHECKING:
     from mypy_extensions import i64
@@ -74,10 +76,13 @@ _REPLY_LIMIT: Final = 1024 * 1024
 # Of an ErrorResponse this much is kept: severity and SQLSTATE come first.
 _ERROR_START: Final = 100
 
+# Behind an end of the transaction the server passes over these, which come from a COPY that it refused, mostly.
+_STRAYS: Final = table_of(frozenset({COPY_DATA, COPY_DONE, COPY_FAIL, FLUSH}))
+
 _unpack = HEADER.unpack_from
 
 
-class Conversation:
+class Conversation(Hooks):
     """A conversation that changes nothing: what all kinds have in common.
 
     ``idle`` is true when the last thing that happened was a ReadyForQuery outside a transaction with nothing owed;
@@ -95,6 +100,7 @@ class Conversation:
         "_held",
         "_names_pass",
         "_portals",
+        "_reads_on",
         "_record_from",
         "_recorded",
         "_server_dropping",
@@ -137,6 +143,7 @@ class Conversation:
         self._watched: bytes = table_of(ALWAYS_WATCHED)
         self._held = b""  # the beginning of a client's message that is not complete yet
         self._streaming = 0  # bytes of a client's long message still to stream past; -1: all that comes is held
+        self._reads_on = False  # that message carries a text
         self.refused_streams = False  # that message was COPY data, and the COPY has failed
         self._cut = 0  # where in the bytes that are looked at a statement ends behind which the rest is held
         self._tail = b""
@@ -166,10 +173,9 @@ class Conversation:
             if pos < 0:
                 self._held += data
                 return b""
+            self._stream_on(data, pos)
             if len(data) <= pos:
-                self._streaming = pos - len(data)
                 return data
-            self._streaming = 0
         elif self._held:
             data = self._held + data
             if self.suspended:
@@ -192,8 +198,8 @@ class Conversation:
             end: i64 = pos + 1 + length
             if end > size and not self._may_stream(kind, length, data, pos):
                 break
-            self.idle = False
             if kind == SYNC or (unsteered and (kind == EXECUTE or (kind == DESCRIBE and names_pass))):
+                self.idle = False
                 if self._skipping or self._copy_in:
                     self._owe_after_trouble(kind)
                 else:
@@ -217,7 +223,7 @@ class Conversation:
                         rest, data = data[self._cut :], data[: self._cut]
                         size, self._cut = self._cut, 0
             if end > size:
-                self._streaming = end - size
+                self._begin_to_stream(kind, end - size)
                 pos = size
                 break
             pos = end
@@ -236,6 +242,21 @@ class Conversation:
         if rest is not None:
             pieces.append(self._hold_behind(rest))
         return b"".join(pieces)
+
+    def _begin_to_stream(self, kind: int, rest: int) -> None:
+        self._streaming = rest
+        self._reads_on = kind == QUERY or kind == PARSE
+        self.refused_streams = self.idle
+        self.idle = False
+
+    def _stream_on(self, data: bytes, rest: int) -> None:
+        """Of the long message that streams past, this much was still to come."""
+        if self._reads_on:
+            self._read_on(data[:rest])
+        self._streaming = max(rest - len(data), 0)
+        if self.refused_streams and not self._streaming:
+            self.refused_streams = False
+            self.idle = True
 
     def _hold_behind(self, rest: bytes) -> bytes:
         """A run with a budget is complete: what the client sent behind it waits. What of ours is sent behind it."""
@@ -264,19 +285,6 @@ class Conversation:
         self._decision = None
         return out
 
-    # Of runs with a budget; see `proxy.wire.outcome`.
-
-    def stop(self) -> bool | None:
-        """The budget is spent: whether the run is to be cancelled now; None: ask again soon."""
-        return False
-
-    def stopped(self, *, sent: bool) -> bytes:
-        """Our cancel request has been dealt with, or (not ``sent``) could not be delivered: bytes for the client."""
-        return b""
-
-    def cancelled(self) -> None:
-        """The client has asked for its statement to be cancelled; the request is about to be sent on."""
-
     @property
     def held(self) -> int:
         """Bytes kept back until the message they begin is complete."""
@@ -304,9 +312,14 @@ class Conversation:
     def _client_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         """One message (or the beginning of one that streams past): what to send in its place, None for itself."""
         if kind == QUERY:
+            self.idle = False
             return self._query(data, pos, end)
         if kind == BIND:
+            self.idle = False
             return self._bind(data, pos, end)
+        if self.idle and _STRAYS[kind]:
+            return None
+        self.idle = False
         if kind == PARSE:
             return self._parse(data, pos, end)
         if kind == DESCRIBE:
@@ -363,8 +376,8 @@ class Conversation:
             self.owed[-1] |= REFUSED
         return replaced if edited is None else edited
 
-    # What is done with messages that carry names and texts. `_query`, `_parse`, `_bind` and `_execute` note in ``owed``
-    # what they send; for the others that is done.
+    # What is done with messages that carry names and texts. These note in ``owed`` what they send; for those in
+    # `proxy.wire.hooks` that is done.
 
     def _query(self, data: bytes, pos: int, end: int) -> bytes | None:
         self._owe(QUERY)
@@ -380,15 +393,6 @@ class Conversation:
 
     def _execute(self, data: bytes, pos: int, end: int) -> None:
         self._owe(EXECUTE)
-
-    def _describe(self, data: bytes, pos: int, end: int) -> bytes | None:
-        return None
-
-    def _described(self) -> None:
-        """A Describe was noted while there are portals bound with advice."""
-
-    def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
-        return None
 
     # ------------------------------------------------------------------ from the server
 
@@ -497,6 +501,8 @@ class Conversation:
         elif kind in (COPY_IN, COPY_BOTH):
             self._copy_started(head)
             return None
+        elif kind == NOTIFICATION:
+            return self._notified(data, pos, end)
         elif kind not in (DATA_ROW, PARAMETER_DESCRIPTION):
             return None
         return b"" if head & OWN else None
@@ -565,29 +571,7 @@ class Conversation:
         """The oldest entry of the queue is answered, or never will be; returns it."""
         return self.owed.popleft()
 
-    # Hooks of the conversations that build on this one.
-
-    def _steered_reply(self, kind: int, data: bytes, pos: int, end: int, head: int) -> bytes | None:
-        """A reply within the answer to a message marked `STEERED`: what to send in its place, None for the usual."""
-        return None
-
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         if self.guard is not None and data[pos + 5 : end] == b"default_transaction_read_only\0off\0":
             self.breached = True
         return b"" if head == QUERY | OWN else None
-
-    def _completed(self, data: bytes, pos: int, end: int) -> None:
-        """A CommandComplete passed."""
-
-    def _named_change(self) -> None:
-        """A ParseComplete or CloseComplete passed."""
-
-    def _dropped(self, entries: list[int]) -> None:
-        """The server will not answer these messages: the first failed, the others stand behind it."""
-
-    def _own_reply(self, kind: int, data: bytes, pos: int, end: int) -> None:
-        """A message of the answer to a simple query of the proxy's own."""
-
-    def _own_ready(self) -> bytes:
-        """The ReadyForQuery of a simple query of the proxy's own: what the client gets in its place."""
-        return b""

@@ -8,7 +8,7 @@ carried (LISTEN, temporary tables, advisory locks, WITH HOLD cursors, SQL-level 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Known, Steering
 from proxy.wire import messages
@@ -22,11 +22,13 @@ from proxy.wire.frames import (
     FAILED,
     HEADER,
     HOLD_LIMIT,
+    NOTIFICATION,
     PARSE,
     PARSE_COMPLETE,
     QUERY,
     SYNC,
 )
+from proxy.wire.kept_statements import TAKEN, Change, KeptStatements
 from proxy.wire.messages import SYNC as SYNC_MESSAGE
 from proxy.wire.messages import message
 from proxy.wire.outcome import TIDYING, Run
@@ -37,51 +39,28 @@ from proxy.wire.pins import (
     PIN_SETTINGS,
 )
 from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, reading
-from proxy.wire.session_state import PARSED, Own, SessionState
+from proxy.wire.session_state import PARSED, Own
 from proxy.wire.statements import (
     BY_NAME,
     classify,
-    identifier,
     prepared_name,
 )
 
 _MISSING: Final = b"\0C26000\0"
 _OUTDATED: Final = b"cached plan must not change result type"
-_GONE_LIMIT: Final = 100  # names that are not there any more, but that errors may still be about
 _NAME_SEARCH: Final = 8 * 1024  # portal and statement names are looked for in so many bytes of a long message
 
 # Added to the entry of a Query for which there is a note in ``_changes``.
 _NOTED: Final = 0x400
-# Added to the note of a Parse that is sent for the server to say that its name is taken.
-_TAKEN: Final = 0x800
 
 
-_WATCHED: Final = table_of(ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, CLOSE_COMPLETE})
+_WATCHED: Final = table_of(ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, CLOSE_COMPLETE, NOTIFICATION})
 
 
-class _Change(NamedTuple):
-    """What a Parse or Close (or a DEALLOCATE) that was sent changes: the kind in ``owed``, the client's name for the
-    statement (empty: the unnamed one), the statement, and for a Parse of the unnamed one what was there before."""
-
-    entry: int
-    name: bytes | None = None
-    statement: Statement | None = None
-    previous: Statement | None = None
-
-
-class PooledConversation(SessionState):
+class PooledConversation(KeptStatements):
     """One client in transaction pooling, with its prepared statements."""
 
-    __slots__ = (
-        "_changes",
-        "_gone",
-        "_named",
-        "_named_bytes",
-        "_named_limit",
-        "_unnamed",
-        "backend_ends",
-        "reprepared",
-    )
+    __slots__ = ("backend_ends",)
 
     def __init__(
         self,
@@ -91,17 +70,9 @@ class PooledConversation(SessionState):
         settings: dict[bytes, bytes],
         named_limit: int,
     ) -> None:
-        super().__init__(steering, registry, reported, settings)
+        super().__init__(steering, registry, reported, settings, named_limit)
         self._names_pass = False
         self._watched = _WATCHED
-        self._named: dict[bytes, Statement] = {}
-        self._named_bytes = 0
-        self._gone: dict[bytes, bytes] = {}
-        self._named_limit = named_limit
-        self._unnamed: Statement | None = None
-        # One entry for each Parse and Close in ``owed``: what to undo when the server never gets to it.
-        self._changes: deque[_Change] = deque()
-        self.reprepared = 0
         self.backend_ends = False  # the server said so, behind the end of a transaction
 
     # ------------------------------------------------------------------ from the client
@@ -124,7 +95,8 @@ class PooledConversation(SessionState):
         self._unnamed = self.backend.prepared.unnamed = None
         self.pins &= ~PIN_LARGE
         if HEADER.unpack_from(data, pos)[1] > HOLD_LIMIT:
-            self._blind = True
+            self._window = b""
+            self._read_on(data[pos + 5 : end])
         elif end - pos > 5:  # else no text, not even an empty one: the server will say so
             text = data[pos + 5 : end - 1]
             flags = classify(text)
@@ -143,20 +115,19 @@ class PooledConversation(SessionState):
     def _by_name(self, text: bytes) -> bytes | None:
         """DEALLOCATE or EXECUTE of a statement that the client prepared through the protocol."""
         found = prepared_name(text)
-        statement = self._named.get(found[2]) if found is not None else None
+        statement = self._named.get(found.name) if found is not None else None
         if found is None or statement is None:
             return None
         assert self.backend is not None
-        start, end, name = found
         entry = self.owed.pop()  # what is needed first goes in front of the query
         before = b""
         prepared = self.backend.prepared
-        if b"deallocate" in text[:start].lower():
+        if found.deallocates:
             if not prepared.use(statement):
                 before = self._stand_in(statement)  # to deallocate a name it must be there
-            self._forget(name)
+            self._forget(found.name)
             prepared.discard(statement)
-            self._changes.append(_Change(QUERY, name, statement))
+            self._changes.append(Change(QUERY, found.name, statement))
             entry |= _NOTED
         else:
             self._note(statement.text, statement.flags)
@@ -167,8 +138,7 @@ class PooledConversation(SessionState):
                 self._send_own(Own(PARSED))
                 before += SYNC_MESSAGE
         self.owed.append(entry)
-        rewritten = text[:start] + identifier(statement.name) + text[end:]
-        return before + message(b"Q", rewritten + b"\0")
+        return before + message(b"Q", found.replaced(text, statement.name) + b"\0")
 
     def _parse(self, data: bytes, pos: int, end: int) -> bytes | None:
         assert self.backend is not None
@@ -179,49 +149,52 @@ class PooledConversation(SessionState):
             return None
         if name_end < 0 or (text_end < 0 and not large):
             if large:  # a name too long to be one: nothing is known of what it begins
-                self._parse_unkept(b"?", large=True)
+                self._parse_unkept(b"?", data[pos + 5 : end])
             else:
                 self._change(PARSE, None, None)
             return None
         name = data[pos + 5 : name_end]
         if large or self.pins & PIN_MEMORY:
-            self._parse_unkept(name, large=large)
+            self._parse_unkept(name, data[pos + 5 : end] if large else b"")
             return None
         text = data[name_end + 1 : text_end]
         statement = self.registry.intern(text, data[text_end + 1 : end], reading(text, self.reported))
         statement.known = self.steering.known(statement.text, statement.types)
         prepared = self.backend.prepared
+        before = b""
+        if statement.flags & BY_NAME and name not in self._named:
+            statement, before = self._parse_by_name(name, statement)
         if not name:
             self._change(PARSE, name, statement, self._unnamed)
             self._unnamed = prepared.unnamed = statement
             self.pins &= ~PIN_LARGE
-            return None
+            return before + statement.parse_message(b"") if statement.flags & BY_NAME else None
         present = self._named.get(name)
         if present is not None:
             # The server must say that the name is taken.
             before = self._ensure(present) if self.status != FAILED else self._stand_in(present)
             self._change(
-                PARSE | _TAKEN, name, Statement(present.name, statement.text, statement.types, statement.reading)
+                PARSE | TAKEN, name, Statement(present.name, statement.text, statement.types, statement.reading)
             )
             return before + statement.parse_message(present.name)
         if self._named_bytes + statement.size > self._named_limit:
             self._pin(PIN_MEMORY)
-            self._parse_unkept(name, large=False)
+            self._parse_unkept(name, b"")
             return None
         self._named[name] = statement
         self._named_bytes += statement.size
         # A fresh Parse is always a real one: its errors are the client's, and its plan is of today.
-        before = b""
         if statement in prepared:
             prepared.discard(statement)
             self._change(CLOSE | OWN, None, statement)
-            before = messages.close(b"S", statement.name)
+            before += messages.close(b"S", statement.name)
         before += self._evict(prepared.add(statement))
         self._change(PARSE, name, statement)
         return before + statement.parse_message(statement.name)
 
-    def _parse_unkept(self, name: bytes, *, large: bool) -> None:
-        """A Parse that goes on as it is, since it is not kept for another backend."""
+    def _parse_unkept(self, name: bytes, large: bytes) -> None:
+        """A Parse that goes on as it is, since it is not kept for another backend; ``large``: the beginning of one that
+        is too long for that."""
         assert self.backend is not None
         if name:
             self._pin(PIN_MEMORY)
@@ -229,7 +202,9 @@ class PooledConversation(SessionState):
             self._change(PARSE, name, None, self._unnamed)
             self._unnamed = self.backend.prepared.unnamed = None
             self._pin(PIN_LARGE)
-        self._blind = self._blind or large
+        if large:
+            self._window = b""
+            self._read_on(large)
         if name:
             self._change(PARSE, None, None)
 
@@ -253,6 +228,10 @@ class PooledConversation(SessionState):
             return SUSPENDED
         if statement is not None and statement.flags:
             self._note(statement.text, statement.flags)
+            if statement.flags & BY_NAME:
+                before = self._put_target(name, statement, binds=True)
+                edited = self._bind_as_it_is(data, pos, end, portal_end, None, name)
+                return before + (data[pos:end] if edited is None else edited)
         if decision is not LEAVE_ALONE and known is not None:
             return self._steer_bind(data, pos, end, portal_end, known, name, decision)
         if name_end < 0:
@@ -278,9 +257,6 @@ class PooledConversation(SessionState):
         return b"".join(
             (before, HEADER.pack(BIND, length), data[pos + 5 : portal_end + 1], statement.name, data[name_end:end])
         )
-
-    def _statement_of(self, name: bytes) -> Statement | None:
-        return self._named.get(name) if name else self._unnamed
 
     def _vouch(self, name: bytes) -> bytes:
         if self.owed and self.owed[-1] & KIND == PARSE:
@@ -308,11 +284,15 @@ class PooledConversation(SessionState):
         statement = self._statement_of(name)
         if statement is None:
             return None if name else self._without_unnamed(data[pos:end])
+        before = b""
+        if statement.flags & BY_NAME:
+            before = self._put_target(name, statement, binds=False)
+            statement = self._statement_of(name) or statement
         if not name:
-            before = self._ensure_unnamed(statement)
+            before += self._ensure_unnamed(statement)
             return before + data[pos:end] if before else None
         body = b"S" + statement.name + b"\0"
-        return self._ensure(statement) + HEADER.pack(DESCRIBE, len(body) + 4) + body
+        return before + self._ensure(statement) + HEADER.pack(DESCRIBE, len(body) + 4) + body
 
     def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
         """Close of a statement forgets the client's name; the backend keeps its copy for other clients. The server
@@ -333,85 +313,11 @@ class PooledConversation(SessionState):
         self._change(CLOSE, name, statement, owe=False)
         return messages.close(b"S", self.registry.absent) if statement is not None else None
 
-    def _forget(self, name: bytes) -> Statement | None:
-        statement = self._named.pop(name, None)
-        if statement is not None:
-            self._named_bytes -= statement.size
-            if len(self._gone) >= _GONE_LIMIT:
-                self._gone.clear()
-            self._gone[statement.name] = name
-        return statement
-
-    def _ensure(self, statement: Statement) -> bytes:
-        """What must be sent first for the backend to have this statement."""
-        assert self.backend is not None
-        prepared = self.backend.prepared
-        if prepared.use(statement):
-            return b""
-        self.reprepared += 1
-        before = b""
-        if statement in prepared:
-            prepared.discard(statement)
-            before = self._evict([statement])
-        before += self._evict(prepared.add(statement))
-        self._change(PARSE | OWN, None, statement)
-        return before + statement.parse_message(statement.name)
-
-    def _stand_in(self, statement: Statement) -> bytes:
-        """Makes its name be there, whatever it stands for: an empty text can be prepared at any time."""
-        assert self.backend is not None
-        prepared = self.backend.prepared
-        if prepared.use(statement):
-            return b""
-        before = self._evict([statement]) if statement in prepared else b""
-        self._change(PARSE | OWN, None, None)
-        prepared.doubt(statement)
-        return before + message(b"P", statement.name + b"\0\0\0\0")
-
-    def _ensure_unnamed(self, statement: Statement) -> bytes:
-        assert self.backend is not None
-        if self.backend.prepared.unnamed is statement:
-            return b""
-        self.reprepared += 1
-        self.backend.prepared.unnamed = statement
-        self._change(PARSE | OWN, b"", statement)
-        return statement.parse_message(b"")
-
-    def _without_unnamed(self, original: bytes) -> bytes | None:
-        """A message about the unnamed statement of a client that has none: nobody else's must be there."""
-        assert self.backend is not None
-        if self.backend.prepared.unnamed is None:
-            return None
-        self.backend.prepared.unnamed = None
-        self._change(CLOSE | OWN, b"", None)
-        return messages.close(b"S", b"") + original
-
-    def _evict(self, statements: list[Statement]) -> bytes:
-        for statement in statements:
-            self._change(CLOSE | OWN, None, statement)
-        return b"".join(messages.close(b"S", statement.name) for statement in statements)
-
-    def _change(
-        self,
-        entry: int,
-        name: bytes | None,
-        statement: Statement | None,
-        previous: Statement | None = None,
-        *,
-        owe: bool = True,
-    ) -> None:
-        if self._skipping:
-            return
-        self._changes.append(_Change(entry, name, statement, previous))
-        if owe:
-            self._copy_in = False
-            self.owed.append(entry & ~_TAKEN)
-
     # ------------------------------------------------------------------ from the server
 
     def _named_change(self) -> None:
         entry, name, statement, _ = self._changes.popleft()
-        if entry & _TAKEN and name is not None and statement is not None and self.backend is not None:
+        if entry & TAKEN and name is not None and statement is not None and self.backend is not None:
             # The name was free after all, since what took it failed: now it stands for another text on this backend,
             # which must not get to anybody else.
             self._pin(PIN_SETTINGS)
@@ -422,6 +328,7 @@ class PooledConversation(SessionState):
 
     def _dropped(self, entries: list[int]) -> None:
         assert self.backend is not None
+        self._deallocating.clear()
         changes = self._changes
         noted = [at for at, entry in enumerate(entries) if entry & KIND in (PARSE, CLOSE) or entry & _NOTED]
         undone = [(at, changes.popleft()) for at in noted if changes]
@@ -437,10 +344,10 @@ class PooledConversation(SessionState):
                 elif change.statement is not None:
                     self.backend.prepared.doubt(change.statement)
 
-    def _undo(self, change: _Change, *, failed: bool) -> None:
+    def _undo(self, change: Change, *, failed: bool) -> None:
         """Takes back what a message changed here that the server refused (``failed``) or never looked at."""
         entry, name, statement, previous = change
-        if self.backend is None or entry & _TAKEN:
+        if self.backend is None or entry & TAKEN:
             return
         prepared = self.backend.prepared
         if name == b"":
@@ -499,6 +406,8 @@ class PooledConversation(SessionState):
             if self.owed and self.owed[0] & _NOTED:
                 self.owed[0] &= ~_NOTED
                 self._changes.popleft()
+            elif self._deallocating:
+                self._forget(self._deallocating.pop(0))
         elif tag == b"DISCARD ALL" or tag == b"DEALLOCATE ALL":
             self._discarded(everything=tag == b"DISCARD ALL")
         elif tag.startswith((b"ALTER ", b"DROP ", b"CREATE VIEW")):
@@ -506,6 +415,8 @@ class PooledConversation(SessionState):
 
     def _discarded(self, *, everything: bool) -> None:
         self._named.clear()
+        self._targets.clear()
+        self._deallocating.clear()
         self._named_bytes = 0
         if self.backend is not None:
             self.backend.prepared.clear()
@@ -521,10 +432,10 @@ class PooledConversation(SessionState):
         changes, self._changes = self._changes, deque()
         for change in changes:
             entry, name, statement, _ = change
-            if name == b"" or entry & _TAKEN:
+            if name == b"" or entry & TAKEN:
                 self._changes.append(change)
             elif entry & KIND != PARSE:
-                self._changes.append(_Change(entry, name))
+                self._changes.append(Change(entry, name))
             else:
                 if statement is not None and self.backend is not None:
                     self.backend.prepared.doubt(statement)

@@ -21,6 +21,7 @@ from proxy.wire.statements import classify
 _OVERHEAD: Final = 256
 # Clients differ in application_name at most, mostly; beyond so many sets the oldest is not shared any more.
 _SETS: Final = 1000
+_NOTIFIERS: Final = 1000
 
 
 # The settings by which the constants of a text are read when it is parsed; the server reports every one of them.
@@ -78,6 +79,8 @@ class StatementRegistry:
         self._statements: WeakValueDictionary[tuple[bytes, bytes, bytes], Statement] = WeakValueDictionary()
         self._sets: OrderedDict[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]] = OrderedDict()
         self._serial = 0
+        # Whose NOTIFY ran on a backend last: its process id -> the one that the client was given.
+        self._notifiers: dict[int, int] = {}
 
     def intern(self, text: bytes, types: bytes, reading: bytes = b"") -> Statement:
         statement = self._statements.get((text, types, reading))
@@ -96,6 +99,16 @@ class StatementRegistry:
                 self._sets.popitem(last=False)
             found = self._sets[key] = settings
         return found
+
+    def notified(self, backend: int, client: int) -> None:
+        """A client has run NOTIFY on the backend of this process id."""
+        if len(self._notifiers) >= _NOTIFIERS:
+            self._notifiers.clear()
+        self._notifiers[backend] = client
+
+    def notifier(self, backend: int) -> int | None:
+        """The process id by which clients know whose NOTIFY ran on this backend last."""
+        return self._notifiers.get(backend)
 
     def renew(self) -> None:
         """Statements prepared from now on get new names: after DDL an old name may stand for an outdated plan."""

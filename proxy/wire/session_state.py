@@ -48,6 +48,8 @@ from proxy.wire.statements import (
     SETS,
     UNLOCKS,
     UNTRACKABLE,
+    begins_set,
+    classify,
     settings_named,
 )
 
@@ -68,6 +70,7 @@ _TRICKY_ENCODINGS: Final = frozenset({b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB1803
 _HARMLESS_TAG: Final = re.compile(
     rb"(?:INSERT|UPDATE|DELETE|MERGE|COPY|BEGIN|START|SAVEPOINT|RELEASE|COMMIT|ROLLBACK|DEALLOCATE)\b"
 )
+_OVERLAP: Final = 64  # bytes that are looked at once more with the next piece: longer than any word that counts
 _CANCELED: Final = b"\0C57014\0"
 _OWN_TRIES: Final = 3
 _TEXTS_LIMIT: Final = 64 * 1024  # texts with SET in them that are remembered within one transaction
@@ -90,14 +93,16 @@ class Own(NamedTuple):
 
 class BackendState:
     """What a pooled backend carries beyond its start-up: prepared statements, settings, and what it last reported.
+    ``pid`` is that of its process, 0 when it is not known.
 
     ``settings`` maps lower-case names to the values put in place since start-up; ``reported`` is its ParameterStatus
     set, a dict that is replaced and never changed, so that many clients can share one.
     """
 
-    __slots__ = ("prepared", "reported", "settings")
+    __slots__ = ("pid", "prepared", "reported", "settings")
 
-    def __init__(self, reported: dict[bytes, bytes], prepared_limit: int) -> None:
+    def __init__(self, reported: dict[bytes, bytes], prepared_limit: int, pid: int = 0) -> None:
+        self.pid = pid
         self.reported = reported
         self.settings: dict[bytes, bytes] = {}
         self.prepared = PreparedCache(prepared_limit)
@@ -126,9 +131,11 @@ class SessionState(SteeredConversation):
         "_to_default",
         "_touched",
         "_tries",
+        "_window",
         "backend",
         "databases_text",
         "new_pins",
+        "pid",
         "pins",
         "registry",
         "reported",
@@ -155,6 +162,7 @@ class SessionState(SteeredConversation):
         self._tries = 0
         self._again: Own | None = None
         self._captured: list[bytes | None] = []
+        self.pid = 0  # what the client takes for its backend's process id
         self.pins = 0
         self.new_pins = 0  # pins not yet counted by the session
         self._discarding = 0  # bytes of a client's message that go nowhere
@@ -162,7 +170,8 @@ class SessionState(SteeredConversation):
         self._touched = False
         self._everything = False
         self._freeing = False
-        self._blind = False
+        self._blind = False  # a text that was not kept may change settings
+        self._window = b""  # the end of what was seen of it
         self._set_texts: list[bytes] = []
         self._set_bytes = 0
         self._set_tags = 0  # SET and RESET statements that ended
@@ -379,6 +388,16 @@ class SessionState(SteeredConversation):
         if flags & DATABASE:
             self.databases_text = text if self.databases_text is None else self.databases_text + b";" + text
 
+    def _read_on(self, data: bytes) -> None:
+        """A text too long to be kept is looked through as it passes; 0.2 ms for each 64 kB. What it may do to settings
+        keeps the backend, since nobody could say later which ones they were."""
+        window = self._window + data
+        flags = classify(window)
+        self._window = window[-_OVERLAP:]
+        if flags & (SETS | SET_CONFIG) and not self._blind:
+            self._blind = bool(flags & SET_CONFIG) or begins_set(window)
+        self._note(b"", flags & ~(SETS | SET_CONFIG | DATABASE))
+
     # ------------------------------------------------------------------ from the server
 
     def _completed(self, data: bytes, pos: int, end: int) -> None:
@@ -390,6 +409,9 @@ class SessionState(SteeredConversation):
         elif tag == b"SET" or tag == b"RESET":
             self._touched = True
             self._set_tags += 1
+        elif tag == b"NOTIFY":
+            if self.backend is not None and self.pid:
+                self.registry.notified(self.backend.pid, self.pid)
         elif tag in FREEING_TAGS:
             self._freeing = True
         elif tag == b"DO" or tag == b"CALL":
@@ -422,6 +444,17 @@ class SessionState(SteeredConversation):
             if head != QUERY | OWN:
                 self.reported = self.backend.reported
         return edited
+
+    def _notified(self, data: bytes, pos: int, end: int) -> bytes | None:
+        """Clients tell their own notifications by the process id that they were given at login."""
+        if self.backend is None or not self.pid or end - pos < 9:
+            return None
+        sender = read_i32_be(data, pos + 5)
+        # Of another client's it is not certain (pg_notify has no tag), but never taken for this one's own.
+        pid = self.pid if sender == self.backend.pid else self.registry.notifier(sender)
+        if pid is None or (pid == self.pid and sender != self.backend.pid):
+            return None
+        return message(b"A", pid.to_bytes(4, "big") + data[pos + 9 : end])
 
     def _own_reply(self, kind: int, data: bytes, pos: int, end: int) -> None:
         if kind == DATA_ROW and self._own[0].what == _CAPTURE:

@@ -8,7 +8,7 @@ client to its backend without a tag of its own. Everything errs towards keeping 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 # What a text can say, as bits.
 SETS: Final = 1  # may change settings: contains SET, RESET or set_config
@@ -26,7 +26,10 @@ _TEMPORARY = re.compile(rb"\b(?:pg_temp|temp\b|temporary\b)")
 _HOLD = re.compile(rb"\bwith\s+hold\b")
 _DATABASE = re.compile(rb"\b(?:create|drop|alter)\s+database\b")
 _BY_NAME = re.compile(
-    rb'(?is)\A(?P<head>[\s;]*(?:deallocate(?:\s+prepare)?|execute)\s+)(?P<name>"(?:[^"]|"")+"|[a-z_\x80-\xff][\w$\x80-\xff]*)'
+    rb"(?is)\A(?:[\s;]|--[^\n]*\n|/\*.*?\*/)*+"
+    rb"(?:(?P<deallocate>deallocate)(?:\s+prepare)?"
+    rb"|(?:explain\s+(?:(?:analyze|verbose)\s+|\([^()]*\)\s*)*+)?execute)\s+"
+    rb'(?P<name>"(?:[^"]|"")+"|[a-z_\x80-\xff][\w$\x80-\xff]*)'
 )
 
 
@@ -87,6 +90,43 @@ UNTRACKABLE: Final = frozenset({b"session authorization", b"session_authorizatio
 _PASSING: Final = frozenset({b"transaction_isolation", b"transaction_read_only", b"transaction_deferrable"})
 
 
+# Whether constants and operators of a text mean the same does not depend on these, or the server reports them.
+_NOT_READING: Final = re.compile(
+    rb"(?:datestyle|intervalstyle|timezone|client_encoding|standard_conforming_strings|application_name|search_path|role"
+    rb"|session_?authorization|client_min_messages|extra_float_digits|bytea_output|work_mem|maintenance_work_mem|jit|geqo"
+    rb"|synchronous_commit|row_security|cursor_tuple_fraction|effective_cache_size|check_function_bodies|plan_cache_mode"
+    rb"|session_replication_role|constraint_exclusion|local_preload_libraries|seed|compute_query_id|password_encryption"
+    rb"|default_(?:tablespace|table_access_method|toast_compression|statistics_target|with_oids)|commit_\w+|parallel_\w+"
+    rb"|(?:default_)?transaction_\w+|\w+_(?:timeout|cost|limit)|(?:enable|log|debug|track|max|min|vacuum|temp)_\w+"
+    rb"|.*\..*)\Z"  # what applications keep there, mostly
+)
+
+
+def changes_reading(text: bytes) -> bool:
+    """Whether a text may change a setting by which constants and operators are read, and which the server does not
+    report (transform_null_equals, xmloption, array_nulls), if only for its transaction."""
+    lower = text.lower()
+    if lower.find(b"set_config") < 0:
+        if lower.find(b";") < 0 and lower.lstrip()[:6] in (b"update", b"insert", b"delete"):
+            return False  # by far the most frequent with a SET in them, and they can be long
+    else:
+        literals = [match["name"] for match in _SET_CONFIG.finditer(lower)]
+        if lower.count(b"set_config") > len(literals) or any(_NOT_READING.match(name) is None for name in literals):
+            return True
+    for match in _SET.finditer(_COMMENT.sub(b" ", lower)):
+        if not (match["verb"] and match["name"] == b"all"):
+            spoken = b" ".join(match["name"].split())
+            names = _SPOKEN.get(spoken, (b"".join(spoken.replace(b'"', b"").split()),))
+            if any(_NOT_READING.match(name) is None for name in names):
+                return True
+    return lower.find(b"pg_settings") >= 0 and lower.find(b"update") >= 0
+
+
+def begins_set(text: bytes) -> bool:
+    """Whether a statement in a text is a SET or RESET, as far as a piece of the text can tell."""
+    return _SET.search(text.lower()) is not None
+
+
 class NamedSettings:
     """What `settings_named` finds: the names that may change for the session, those among them that go back to their
     defaults, whether RESET ALL is there (``everything``), whether a set_config hides its setting's name (``opaque``),
@@ -145,8 +185,21 @@ def _dotted(name: bytes) -> list[bytes]:
     return [part if at == 0 else b"." + part.strip().strip(b'"') for at, part in enumerate(parts)]
 
 
-def prepared_name(text: bytes) -> tuple[int, int, bytes] | None:
-    """Where DEALLOCATE or EXECUTE names its prepared statement: (start, end, name as the server folds it)."""
+class PreparedName(NamedTuple):
+    """Where a text names a prepared statement: ``name`` is as the server folds it."""
+
+    start: int
+    end: int
+    name: bytes
+    deallocates: bool
+
+    def replaced(self, text: bytes, name: bytes) -> bytes:
+        """The text about the statement of another name."""
+        return text[: self.start] + identifier(name) + text[self.end :]
+
+
+def prepared_name(text: bytes) -> PreparedName | None:
+    """The statement that a DEALLOCATE, EXECUTE or EXPLAIN EXECUTE is about."""
     match = _BY_NAME.match(text)
     if match is None:
         return None
@@ -154,7 +207,7 @@ def prepared_name(text: bytes) -> tuple[int, int, bytes] | None:
     folded = name[1:-1].replace(b'""', b'"') if name.startswith(b'"') else name.lower()
     if folded in (b"all", b"prepare") and not name.startswith(b'"'):
         return None
-    return match.start("name"), match.end("name"), folded
+    return PreparedName(match.start("name"), match.end("name"), folded, match["deallocate"] is not None)
 
 
 _DATABASE_NAME = re.compile(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import saboteur
+from benchmarks import never_loses, saboteur
 from benchmarks.never_loses_results import DIRECT, ORACLE, STEERED, Kind, Results, Timings, show
 from model_runtime import bundle
 from tests.support.models import cardinality_model
@@ -35,6 +35,12 @@ def test_shares_of_the_possible_gain() -> None:
     assert list(passed.values()) == [True, False, False]
 
 
+def test_what_is_missed_on_purpose() -> None:
+    # 1.1 times as fast, and 4 ms.
+    found = kind(timed("a", 100, 50, 50), timed("b", 110, 110, 100), timed("c", 10, 10, 6))
+    assert found.small_share == pytest.approx(np.log(1.1 * 10 / 6) / np.log(2 * 1.1 * 10 / 6))
+
+
 def test_nothing_to_gain_is_all_of_it() -> None:
     found = kind(timed("a", 100, 100))
     assert (found.total_share, found.mean_share) == (1.0, 1.0)
@@ -47,11 +53,41 @@ def test_the_floor() -> None:
     assert timed("a", 100, 111).slower()
 
 
+def test_a_machine_that_is_slow_for_a_while_is_no_loss() -> None:
+    one = timed("a", 100, 100)
+    one.runs = {DIRECT: [100, 40, 41, 99, 40], STEERED: [102, 41, 98, 103, 42]}
+    assert one.ms(STEERED) / one.ms(DIRECT) > 2
+    assert not one.slower()
+
+
 def test_a_saboteur_is_judged_by_what_it_harms_only() -> None:
     found = kind(timed("a", 100, 120), model="saboteur")
     [verdict] = found.verdicts()
     assert not verdict.passed
     assert verdict.value == pytest.approx(1.2)
+
+
+def test_no_query_takes_all_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("benchmarks.never_loses.time.monotonic", lambda: now)
+    left = never_loses.Allotment(100.0, 50)
+    taken = []
+    for _ in range(50):
+        end = left.until()
+        taken.append(end - now)
+        now = end
+    assert max(taken) <= never_loses.SPREAD * 100.0 / 50
+    assert sum(taken) == pytest.approx(100.0)
+    assert left.until() == now
+
+
+def test_what_got_slower_is_shown_with_its_memory() -> None:
+    one = timed("a", 100, 150)
+    one.memory = [["no_hashjoin: trial, 3 runs, tried"], ["no_hashjoin: rejected, 9 runs, lost"]]
+    output = io.StringIO()
+    show(Results({}, kinds=[kind(one)]), Console(file=output, width=190))
+    assert "steered/direct, in turns: 150/100" in output.getvalue()
+    assert "after: no_hashjoin: rejected, 9 runs, lost" in output.getvalue()
 
 
 def test_what_the_warm_up_lost() -> None:

@@ -26,6 +26,7 @@ CONFIG: dict[str, str | int] = {
     # As pg_regress sets up a server of its own, where it matters to the outputs.
     "wal_level": "replica",
     "max_prepared_transactions": 2,
+    "autovacuum": "on",
     "log_autovacuum_min_duration": 0,
     "shared_buffers": "128MB",
     "max_wal_senders": 10,

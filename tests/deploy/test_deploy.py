@@ -9,15 +9,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pilotwire.config import Settings
-from proxy.metrics import SUPERVISOR_METRICS, WORKER_HISTOGRAMS, WORKER_METRICS
-from proxy.planner_metrics import HISTOGRAMS, MODEL_INFO, PLANNER_COUNTERS, PLANNER_GAUGES
+from proxy.declared_metrics import declared
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -32,12 +34,7 @@ FOREIGN = {"Kustomization", "ServiceMonitor"}
 
 def metric_names() -> set[str]:
     """Every series that /metrics may have."""
-    found = set()
-    for metric in (*WORKER_METRICS, *SUPERVISOR_METRICS.values(), *PLANNER_COUNTERS, *PLANNER_GAUGES, MODEL_INFO):
-        found.add(f"pilotwire_{metric.name}" + ("_total" if metric.kind == "counter" else ""))
-    for histogram in (*WORKER_HISTOGRAMS, *HISTOGRAMS):
-        found |= {f"pilotwire_{histogram.name}_{part}" for part in ("bucket", "sum", "count")}
-    return found
+    return {name for metric in declared() for name in metric.series}
 
 
 def expressions() -> Iterator[tuple[str, str]]:
@@ -171,7 +168,35 @@ def test_the_image_gets_every_package() -> None:
     let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     packages = {"pilotwire", "proxy", "planner", "model_runtime", "training"}
     assert copied == packages
-    assert let_through == packages | {"pyproject.toml", "setup.py", "README.md"}
+    assert let_through == packages | {"pyproject.toml", "setup.py", "README.md", "deploy/constraints.txt"}
+
+
+def test_the_image_is_pinned_to_versions_that_the_package_allows() -> None:
+    """Down to what its dependencies need: each distribution that is installed here for it is named."""
+    lines = (DEPLOY / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    for name in closure("pilotwire", frozenset({"train", "otel"})):
+        assert name in pinned, f"{name} is not in deploy/constraints.txt"
+    for text in metadata.requires("pilotwire") or []:
+        wanted = Requirement(text)
+        if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in ("train", "otel")):
+            assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), text
+
+
+def closure(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]] | None = None) -> set[str]:
+    """The canonical names of all that a distribution needs here, itself left out."""
+    seen = set() if seen is None else seen
+    found = set()
+    for text in metadata.requires(name) or []:
+        wanted = Requirement(text)
+        marker, more = wanted.marker, frozenset(wanted.extras)
+        if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
+            continue
+        found.add(str(canonicalize_name(wanted.name)))
+        if (wanted.name, more) not in seen:
+            seen.add((wanted.name, more))
+            found |= closure(wanted.name, more, seen)
+    return found
 
 
 def need(program: str) -> str:

@@ -110,8 +110,11 @@ async def test_waiting_too_long(proxy: StartProxy, database: str) -> None:
 
 
 async def test_max_clients(proxy: StartProxy, database: str, mode: str) -> None:
-    target = proxy(pool_mode=mode, workers=1, max_clients=4)
-    clients = [await WireClient.connect(target, database) for _ in range(4)]
+    """However many workers there are, and however many come at once."""
+    target = proxy(pool_mode=mode, workers=2, max_clients=4)
+    came = await asyncio.gather(*[WireClient.connect(target, database) for _ in range(12)], return_exceptions=True)
+    clients = [client for client in came if isinstance(client, WireClient)]
+    assert len(clients) == 4, came
     for _ in range(3):
         with pytest.raises(ServerError, match=r"53300: sorry, too many clients already"):
             await WireClient.connect(target, database)

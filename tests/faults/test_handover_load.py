@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.pilotwire.test_handover import take_over
 from tests.pilotwire.test_supervisor import assert_none_fell, counters
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
+from tests.support.shop import SCHEMA, constant_model
 from tests.support.wireclient import ServerError, WireClient
 
 
@@ -122,3 +124,72 @@ async def test_a_drain_after_a_hand_over_ends_in_time(
         assert "transaction" not in {failure.where for failure in load.failures}
         await load.all_answered(3, but=frozenset(range(8)))
     report.close(load.failures, load.answered, 8)
+
+
+STEERED = (
+    "select $n + 0 * count(*) from customers c join orders o on o.customer_id = c.id join items i on i.order_id = o.id "
+    "where c.id < 40 + $n % 50"
+)
+WRITTEN = "insert into done values ($n) returning n"
+STEERED_TOTAL = "pilotwire_steering_steered_total"
+
+
+async def steers_on(target: Proxy, before: dict[str, float]) -> bool:
+    return (await asyncio.to_thread(counters, target))[STEERED_TOTAL] > before[STEERED_TOTAL]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+async def test_rolling_restarts_while_statements_are_steered(
+    proxy: StartProxy, hinted_postgres: Postgres, database: str, mode: str, tmp_path: Path
+) -> None:
+    """Twenty times: nobody sees an error within drain_timeout, every answer is right, every commit is there, and
+    statements are steered on."""
+    models = tmp_path / "models"
+    models.mkdir()
+    constant_model(models)
+    hinted_postgres.sql(SCHEMA, database)
+    hinted_postgres.sql("create table done (n int primary key)", database)
+    target = proxy(
+        hinted_postgres,
+        upstream=hinted_postgres.dsn(database),
+        control_socket=str(tmp_path / "control"),
+        pool_mode=mode,
+        workers=2,
+        drain_timeout=3600,
+        models=str(models),
+        store="none",
+        log_connections=False,
+    )
+    watcher = await watch(hinted_postgres)
+    report = Report(f"rolling restart with steering on, {mode} mode", least=2)
+    old: list[subprocess.Popen[bytes]] = []
+    # Each process that drains keeps a planner process of its own: the clients leave them some time.
+    always: dict[str, Any] = {"transactions": True, "reconnect": False, "pause": 0.1, "patience": 60.0}
+    steered = Load(target, database, clients=6, statement=STEERED, **always)
+    written = Load(target, database, clients=3, statement=WRITTEN, **always)
+    async with steered, written:
+        for _ in range(20):
+            before = await asyncio.to_thread(counters, target)
+            report.hit(await steered.busy(2))
+            old.append(await asyncio.to_thread(take_over, target))
+            assert_none_fell(before, await asyncio.to_thread(counters, target))
+            steered.add(1)
+            written.add(1)
+            await steered.all_answered(2)
+            await written.all_answered(2)
+            await becomes(lambda before=before: steers_on(target, before), "the new process steers")  # type: ignore[misc]
+    rows = await WireClient.connect(hinted_postgres, database)
+    kept = {int(row[0] or 0) for row in await rows.query("select n from done")}
+    await rows.close()
+    committed, refused = written.outcomes
+    assert committed
+    assert committed == kept, f"lost {sorted(committed - kept)[:5]}, too many {sorted(kept - committed)[:5]}"
+    assert not refused
+    report.notes.append(f"rows committed {len(committed)}")
+    report.notes.append(f"steered {(await asyncio.to_thread(counters, target))[STEERED_TOTAL]:g}")
+    for process in old:
+        assert await asyncio.to_thread(process.wait, 30) == 0
+    await asyncio.to_thread(target.stop)
+    await nothing_left(watcher, database)
+    report.close([*steered.failures, *written.failures], steered.answered + written.answered)

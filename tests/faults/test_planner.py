@@ -24,10 +24,10 @@ from tests.support.shop import SCHEMA, constant_model
 from tests.support.waiting import eventually, wait_until
 from tests.support.wireclient import ServerError, WireClient
 
-# Long enough that no quiet machine has it judged too cheap to be asked about.
+# Long enough that no machine has it judged too cheap to be asked about.
 STATEMENT = (
     "SELECT $n + 0 * count(*) FROM customers c JOIN orders o ON o.customer_id = c.id "
-    "JOIN items i ON i.order_id = o.id, generate_series(1, 15) g WHERE c.tier = 1 AND o.total <> $n"
+    "JOIN items i ON i.order_id = o.id, generate_series(1, 60) g WHERE c.tier = 1 AND o.total <> $n"
 )
 CLIENTS = 4
 
@@ -79,7 +79,12 @@ def restarted(target: Proxy, times: int) -> bool:
 async def steers(target: Proxy, more: int = 5) -> None:
     """Waits until that many further statements were steered."""
     before = await asyncio.to_thread(count, target, "steered_total")
-    await eventually(lambda: count(target, "steered_total") >= before + more, 40, "statements are steered")
+    try:
+        await eventually(lambda: count(target, "steered_total") >= before + more, 40)
+    except TimeoutError:
+        found = await asyncio.to_thread(target.metrics)
+        said = {name: value for name, value in found.items() if "steering_" in name or "planner_" in name if value}
+        pytest.fail(f"statements are not steered: {said}")
 
 
 @pytest.mark.parametrize("iterations", scale(2, 20))

@@ -52,7 +52,7 @@ async def test_kill_9_of_a_worker(
             assert {failure.client for failure in hurt} == numbers, "each client of that worker, and nobody else"
             assert {failure.sqlstate for failure in hurt} == {""}, hurt
             expected += len(numbers)
-            await eventually(partial(replaced, target, victim), 20)
+            await eventually(partial(replaced, target, victim), 90)
             assert_none_fell(before, await asyncio.to_thread(counters, target))
     await settled(target, watcher, database, idle=40)
     await asyncio.to_thread(target.stop)

@@ -88,7 +88,7 @@ def test_interrupted_it_shows_what_it_has(dsn: str, tmp_path: Path) -> None:
             if line.startswith("running the queries"):
                 break
         time.sleep(2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         printed, said = process.communicate(timeout=30)
     finally:
         process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -162,6 +163,25 @@ async def test_a_successor_that_fails_leaves_the_old_process_serving(proxy: Star
     await connection.close()
     # And it can still be taken over from.
     old = await asyncio.to_thread(take_over, target)
+    assert await asyncio.to_thread(old.wait, 20) == 0
+
+
+async def test_what_was_switched_holds_in_both_processes(proxy: StartProxy, tmp_path: Path) -> None:
+    """An upgrade must not undo a kill switch, nor a pause; and what is switched while the old process drains is
+    switched in it too."""
+    target = proxy(control_socket=str(tmp_path / "control"), workers=1, drain_timeout=110, mode="on")
+    staying = await asyncpg.connect(target.dsn())
+    target.signal(signal.SIGUSR2)
+    await asyncio.to_thread(target.wait_log, "mode_set before=on mode=off")
+    old = await asyncio.to_thread(take_over, target)
+    status, text = await asyncio.to_thread(target.http, "/api/mode")
+    assert (status, json.loads(text)["mode"]) == (200, "off")
+    assert "mode_inherited" in target.log_text()
+    target.signal(signal.SIGUSR2)
+    await asyncio.to_thread(target.wait_log, "mode_set before=off mode=on")
+    # Who still drains goes by it.
+    await eventually(lambda: target.log_text().count("mode_inherited") == 2, 10)
+    await staying.close()
     assert await asyncio.to_thread(old.wait, 20) == 0
 
 

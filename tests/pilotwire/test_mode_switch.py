@@ -42,6 +42,18 @@ def test_it_stays_when_the_settings_are_read_again(switch: ModeSwitch) -> None:
     assert switch.in_force(settings("on")).mode == "on"
 
 
+def test_it_goes_over_to_who_takes_over(switch: ModeSwitch) -> None:
+    """Also where the new release's settings say something else; without a switch they count."""
+    successor = ModeSwitch(list, Log("test", "human", "error"))
+    assert not successor.take(settings("canary"), switch.to_wire())
+    switch.choose(settings("on"), "off", "somebody", "at night")
+    assert successor.take(settings("canary"), switch.to_wire())
+    assert successor.in_force(settings("canary")).mode == "off"
+    assert successor.other(settings("canary")) == "canary"
+    assert not successor.take(settings("canary"), {"mode": "no mode"})
+    assert not successor.take(settings("canary"), {})
+
+
 @pytest.mark.parametrize("mode", ["", "OFF", "maybe", "on\n", "x" * 1000])
 def test_a_mode_that_there_is_not(switch: ModeSwitch, mode: str) -> None:
     with pytest.raises(ValueError, match="none of off, observe, shadow, canary, on"):

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from pilotwire.cli import run_program
 from planner.memory.store import Store, open_store
+from planner.memory.store.schema import HEAD
 from tests.planner.memory.store.made import TEMPLATE, arm, execution, key, line, query
 from tests.support.postgres import Postgres
 
@@ -198,8 +199,8 @@ class TestStore:
             assert f"there is no store sqlite:///{tmp_path}/state/store.db" in run(*command).sentence
         assert not (tmp_path / "state").exists()
         made = run("store", "migrate", "--json").json
-        assert (made["before"], made["schema"]) == (None, "0002")
-        assert run("store", "migrate").out == f"sqlite:///{tmp_path}/state/store.db: schema 0002\n"
+        assert (made["before"], made["schema"]) == (None, HEAD)
+        assert run("store", "migrate").out == f"sqlite:///{tmp_path}/state/store.db: schema {HEAD}\n"
         assert run("memory", "list").out == "nothing is remembered that fits\n"
         assert run("store", "info", "--json").json["rows"]["queries"] == 0
 
@@ -208,7 +209,7 @@ class TestStore:
     ) -> None:
         url = postgres.dsn(postgres.create_database())
         copied = run("store", "migrate", "--to", url, "--json").json["copied"]
-        assert copied == {"query": 3, "arm": 3, "ledger": 5, "execution": 1, "history": 0}
+        assert copied == {"query": 3, "arm": 3, "ledger": 5, "execution": 1, "history": 0, "guard": 0}
         monkeypatch.setenv("PILOTWIRE_STORE", url)
         assert len(run("memory", "list", "--json").json["queries"]) == 3
         assert "is frozen" in run("memory", "freeze", key(1)).out
@@ -216,7 +217,8 @@ class TestStore:
         assert stat.S_IMODE((tmp_path / "backup.jsonl").stat().st_mode) == 0o600
         done = run("store", "import", tmp_path / "backup.jsonl", "--store", tmp_path / "back.db")
         assert done.out == (
-            f"imported into sqlite:///{tmp_path}/back.db: 3 queries, 3 arms, 6 ledger lines, 1 samples, 0 points\n"
+            f"imported into sqlite:///{tmp_path}/back.db: "
+            "3 queries, 3 arms, 6 ledger lines, 1 samples, 0 points, 0 guards\n"
         )
         listed = run("memory", "list", "--state", "frozen", "--store", tmp_path / "back.db", "--json").json
         assert sorted(entry["key"] for entry in listed["queries"]) == sorted([key(1), key(2)])

@@ -146,6 +146,15 @@ sale s, patron p WHERE lower(s.state) = lower(p.town)
 sale s, item i, parcel c WHERE s.id = i.sale_id AND s.id = c.sale_id AND s.id = 77
 patron p, sale s LEFT JOIN item i ON i.sale_id = s.id WHERE s.patron_id = p.id AND p.vip
 patron p LEFT JOIN sale s ON s.patron_id = p.id WHERE s.state = 'open' AND p.id < 50
+sale s, item i WHERE (s.id = i.sale_id AND s.state = 'done' AND i.amount > 3) \
+OR (s.id = i.sale_id AND i.amount = 1)
+patron p, sale s, item i WHERE p.id = s.patron_id AND s.id = i.sale_id \
+AND (p.vip AND s.state = 'done' OR p.town = 'town3')
+patron p, sale s, item i WHERE p.id = s.patron_id AND s.id = i.sale_id \
+AND (p.town = 'town3' AND i.amount = 2 OR p.town = 'town7' AND i.amount = 4)
+ware w, item i, sale s WHERE w.id = i.ware_id AND s.id = i.sale_id \
+AND (w.kind = 'kind 1' AND i.amount < 3 OR w.kind IN ('kind 2', 'kind 3') AND i.amount > 7 \
+OR w.kind = 'kind 4' AND i.amount = 5)
 """
 
 

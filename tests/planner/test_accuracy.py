@@ -13,6 +13,7 @@ from planner.advice import Advice
 from planner.advise import Outcome, SubPlan
 from planner.counters import Counters
 from planner.graph import QueryGraph
+from planner.memory.entries import Facts
 from planner.messages import Observed
 from planner.sql import read
 from tests.planner.test_engine import ask
@@ -20,6 +21,7 @@ from tests.planner.test_engine_evidence import Server
 from tests.support.shop import QUERY, constant_model
 
 JOIN = "FROM a JOIN b ON a.x = b.x"
+FACTS = Facts("k", "t", "db", "", "f")
 
 
 def graph(text: str) -> QueryGraph:
@@ -40,6 +42,10 @@ def predicted(rows: float | None, native: float = 50.0, mask: int = 3) -> Outcom
         f"SELECT * {JOIN}",
         f"SELECT a.x, row_number() OVER () {JOIN} WHERE a.y = 3 ORDER BY 1",
         "SELECT * FROM a, b WHERE a.x = b.x FOR UPDATE OF a",
+        f"WITH w AS (SELECT 1) SELECT * {JOIN}",
+        f"SELECT a.x, (SELECT max(y) FROM c) {JOIN}",
+        f"CREATE TABLE t AS SELECT * {JOIN}",
+        f"COPY (SELECT * {JOIN}) TO STDOUT",
     ],
 )
 def test_statements_that_give_the_rows_of_their_join(text: str) -> None:
@@ -60,13 +66,23 @@ def test_statements_that_give_the_rows_of_their_join(text: str) -> None:
         "SELECT * FROM a LEFT JOIN b ON a.x = b.x",
         f"SELECT * {JOIN} WHERE EXISTS (SELECT FROM c WHERE c.x = a.x)",
         f"SELECT a.x {JOIN} UNION ALL SELECT 1",
-        f"WITH w AS (SELECT 1) SELECT * {JOIN}",
+        f"SELECT * {JOIN} WHERE a.y > (SELECT avg(y) FROM c)",
+        f"SELECT a.x {JOIN} UNION SELECT b.x {JOIN}",
         f"EXPLAIN SELECT * {JOIN}",
-        f"CREATE TABLE t AS SELECT * {JOIN}",
     ],
 )
 def test_statements_that_give_other_rows(text: str) -> None:
     assert root(graph(text), predicted(100.0)) is None
+
+
+def test_the_arms_of_a_union_all_add_up() -> None:
+    text = f"SELECT a.x {JOIN} UNION ALL SELECT b.x {JOIN}"
+    first = graph(text).blocks[0].arms
+    arms = tuple(SubPlan(arm, 3, ("a", "b"), 10.0, 100.0 * arm) for arm in first)
+    assert len(arms) == 2
+    assert root(graph(text), Outcome(Advice(), "", sub_plans=arms)) == (100.0 * sum(first), 20.0)
+    assert root(graph(f"{text} LIMIT 5"), Outcome(Advice(), "", sub_plans=arms)) is None
+    assert root(graph(text), Outcome(Advice(), "", sub_plans=arms[:1])) is None
 
 
 def test_q_error() -> None:
@@ -76,7 +92,7 @@ def test_q_error() -> None:
 def test_what_is_counted() -> None:
     counters = Counters()
     accuracy = Accuracy(counters)
-    accuracy.decided("k", graph(f"SELECT * {JOIN}"), predicted(100.0, native=1.0))
+    accuracy.decided(FACTS, graph(f"SELECT * {JOIN}"), predicted(100.0, native=1.0))
     for rows in (200, -1):
         accuracy.observed("k", rows)
     accuracy.observed("nobody", 5)

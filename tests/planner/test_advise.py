@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import numpy as np
 import pytest
 
@@ -21,8 +22,11 @@ from planner.advise import NOTHING, Models, Options, Outcome, Reason, advise, be
 from planner.catalog import load
 from planner.dialects import render
 from planner.features import flat, statement
+from planner.memory.convert import to_stored
+from planner.memory.records import StoredAdvice
 from planner.snapshot import Snapshot
 from planner.sql import read
+from planner.subplans import MOST_PAIRS
 from tests.support.models import cardinality_model, hints_model, saboteur_model
 from tests.support.postgres import Postgres
 from tests.support.shop import QUERY, SCHEMA, constant_model
@@ -124,6 +128,11 @@ def test_every_join_of_the_plan_has_the_advised_rows(
             "(SELECT b.customer_id FROM orders b JOIN items a ON a.order_id = b.id)",
             Reason.DUPLICATE_ALIAS,
         ),
+        (
+            "SELECT * FROM products p WHERE p.id > 5 OR EXISTS "
+            "(SELECT 1 FROM orders o JOIN items i ON i.order_id = o.id WHERE i.product_id = p.id)",
+            Reason.CORRELATED,
+        ),
     ],
 )
 def test_reasons(sql: str, reason: str, snapshot: Snapshot, tmp_path: Path) -> None:
@@ -132,14 +141,60 @@ def test_reasons(sql: str, reason: str, snapshot: Snapshot, tmp_path: Path) -> N
     assert outcome.template_wide
 
 
-def test_an_alias_that_occurs_twice_leaves_the_other_blocks(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_joins_without_an_alias_of_their_own_are_left_out(snapshot: Snapshot, tmp_path: Path) -> None:
+    """A hint reaches each level that has all of its names, so one of them must be the statement's only one."""
     sql = (
-        "WITH a AS (SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer_id), "
-        "b AS (SELECT x.product_id FROM orders o JOIN items x ON x.order_id = o.id), "
-        "d AS (SELECT y.id FROM orders y JOIN items z ON z.order_id = y.id) SELECT * FROM a, b, d"
+        "WITH a AS (SELECT count(*) FROM orders o JOIN customers c ON c.id = o.customer_id), "
+        "b AS (SELECT count(*) FROM orders o JOIN items x ON x.order_id = o.id "
+        "JOIN products p ON p.id = x.product_id), "
+        "d AS (SELECT count(*) FROM items x JOIN products p ON p.id = x.product_id) SELECT * FROM a, b, d"
     )
     outcome = decide(sql, snapshot, Models(model(tmp_path)))
-    assert [rows.aliases for rows in outcome.advice.rows] == [("y", "z")]
+    assert [rows.aliases for rows in outcome.advice.rows] == [("o", "c")]
+    assert {(one.block, one.aliases) for one in outcome.sub_plans if one.reason == Reason.DUPLICATE_ALIAS} == {
+        (2, ("o", "x")),
+        (2, ("x", "p")),
+        (2, ("o", "x", "p")),
+        (3, ("x", "p")),
+    }
+
+
+def test_joins_of_a_level_that_has_an_alias_twice_are_left_out(snapshot: Snapshot, tmp_path: Path) -> None:
+    sql = (
+        "SELECT 1 FROM (SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer_id) a, "
+        "(SELECT o.id FROM orders o JOIN items x ON x.order_id = o.id JOIN products p ON p.id = x.product_id) b"
+    )
+    outcome = decide(sql, snapshot, Models(model(tmp_path)))
+    assert [rows.aliases for rows in outcome.advice.rows] == [("x", "p")]
+
+
+def test_only_what_reads_no_outer_row_is_hinted_in_a_sub_query(snapshot: Snapshot, tmp_path: Path) -> None:
+    """EXISTS in an OR is planned for one row and, hashed, for all of them: one number would be wrong for one."""
+    sql = (
+        "SELECT * FROM products p WHERE p.id > 5 OR EXISTS (SELECT 1 FROM items i JOIN orders o ON i.order_id = o.id "
+        "JOIN customers c ON c.id = o.customer_id WHERE i.product_id = p.id)"
+    )
+    outcome = decide(sql, snapshot, Models(model(tmp_path)))
+    assert [rows.aliases for rows in outcome.advice.rows] == [("o", "c")]
+
+
+def test_two_levels_with_an_alias_in_common_both_get_their_rows(
+    hinted_postgres: Postgres, shop: str, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    sql = (
+        "SELECT (SELECT count(*) FROM orders o JOIN customers c ON c.id = o.customer_id), "
+        "(SELECT count(*) FROM orders o JOIN items i ON i.order_id = o.id)"
+    )
+    outcome = decide(sql, snapshot, Models(model(tmp_path)))
+    prefix = render(outcome.advice, snapshot.capabilities).prefix
+    plan = hinted_postgres.sql(f"SET max_parallel_workers_per_gather = 0; {prefix}EXPLAIN (FORMAT JSON) {sql}", shop)
+    found = [
+        node["Plans"][0]["Plan Rows"]
+        for node in json.loads(plan)[0]["Plan"]["Plans"]
+        if node["Node Type"] == "Aggregate"
+    ]
+    assert sorted(found) == sorted(round(rows.rows) for rows in outcome.advice.rows)
+    assert len(found) == 2
 
 
 def test_each_block_is_advised_and_outer_joins_only_inside_their_islands(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -292,3 +347,13 @@ def test_rows_come_before_settings_where_both_can_be_told(snapshot: Snapshot, tm
     assert decide(QUERY, snapshot, both).model == "times-e2-1.0.0"
     agrees = Models(model(tmp_path, 0.0), both.hints)
     assert decide(QUERY, snapshot, agrees).model == "arms-1.0.0"
+
+
+def test_advice_for_a_join_of_too_many_orders_can_be_stored(snapshot: Snapshot, tmp_path: Path) -> None:
+    tables = ", ".join(f"orders o{number}" for number in range(14))
+    joins = " AND ".join(f"o{number}.customer_id = o0.customer_id" for number in range(1, 14))
+    advice = decide(f"SELECT 1 FROM {tables} WHERE {joins}", snapshot, Models(model(tmp_path))).advice
+    assert advice.join_pairs == MOST_PAIRS
+    assert "geqo" not in render(advice, snapshot.capabilities).prefix
+    stored = to_stored(advice)
+    assert msgspec.json.decode(msgspec.json.encode(stored), type=StoredAdvice) == stored

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from planner.control import MAX_FRAME, Control, Event, Limits, ModelState, Poll, Reader, Reload, Report, Start, Upstream
 from planner.counters import BOUNDS, MAX_LABELS, Counters
 from planner.messages import encode as encoded
-from proxy import planner_metrics
+from proxy import declared_metrics
 
 MESSAGES: list[Control] = [
     Start(
@@ -52,12 +52,12 @@ def test_labels_are_bounded() -> None:
 
 
 def test_the_histograms_are_those_that_are_exposed() -> None:
-    assert BOUNDS == planner_metrics.BOUNDS
+    assert BOUNDS == declared_metrics.DECISION_BOUNDS
     counters = Counters()
     for seconds in (0.00001, 0.0003, 5.0):
         counters.observe("planner_decision", seconds)
     found = counters.snapshot()
-    labels = {f"planner_decision{{{bound}}}" for bound in (*planner_metrics.BOUNDS, "+Inf")}
+    labels = {f"planner_decision{{{bound}}}" for bound in (*declared_metrics.DECISION_BOUNDS, "+Inf")}
     assert found.keys() - {"planner_decision_sum"} <= labels
     assert found["planner_decision{+Inf}"] == 1
     assert found["planner_decision_sum"] == pytest.approx(5.00031)

@@ -46,3 +46,12 @@ def test_relations_that_nothing_joins_are_added_up() -> None:
     assert graph is not None
     found = advise(graph, _snapshot(1e4), Models(), options=Options(estimate_anyway=True))
     assert found.estimated_ms > _ms("", 1e4)
+
+
+def test_an_outer_join_is_no_product() -> None:
+    graph = read(
+        "SELECT * FROM parent p LEFT JOIN child c ON c.parent_id = p.id JOIN child d ON d.parent_id = p.id"
+    ).graph
+    assert graph is not None
+    found = advise(graph, _snapshot(1e5), Models(), options=Options(estimate_anyway=True))
+    assert found.estimated_ms < 10 * _ms("", 1e5)

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from planner.control import Keeping, Limits
 from planner.counters import Counters
 from planner.memory.memory import Memory
-from planner.memory.records import State
+from planner.memory.records import MODEL_ARM, State
 from planner.memory.store import open_store
 from planner.memory.store.decisions import decide
 from planner.messages import Observed
 from planner.remembering import Remembering, policy
-from tests.planner.memory.test_memory import ARM, FACTS, KEY, ask, pairs, plain
+from tests.planner.memory.test_memory import ARM, FACTS, KEY, MODEL, ask, pairs, plain, seen
 from tests.support.waiting import wait_until
 
 
@@ -67,6 +69,58 @@ def test_written_then_used_then_there_for_the_next(tmp_path: Path) -> None:
     for one in (first, second):
         one.until(lambda one=one: ask(one.memory, ARM).reason == "nothing_left_to_try")  # type: ignore[misc]
         one.remembering.close()
+
+
+def test_the_evidence_of_two_instances_adds_up(tmp_path: Path) -> None:
+    """Neither has enough for a verdict, both together have; and each change of state is one line, whoever made it."""
+    first, second = (Instance(f"sqlite:///{tmp_path}/store.db") for _ in range(2))
+    for one in (first, second):
+        ask(one.memory, ARM)
+        plain(one.memory)
+        ask(one.memory, ARM)
+        pairs(one.memory, ARM.arm, 60.0, runs=3)
+    for one in (first, second):
+        # Both believe that they began the trial.
+        one.until(lambda one=one: one.counters.snapshot().get("store_written{arm}", 0) > 0)  # type: ignore[misc]
+
+    def runs(one: Instance) -> int:
+        (entry,) = one.memory.entries()
+        return len(entry.arms[ARM.arm].pairs)
+
+    second.until(lambda: runs(second) == 6)
+    first.until(lambda: runs(first) == 6)
+    pairs(first.memory, ARM.arm, 60.0, runs=1)
+    for one in (first, second):
+        one.until(lambda one=one: ask(one.memory, ARM).approved)  # type: ignore[misc]
+    with open_store(f"sqlite:///{tmp_path}/store.db") as store:
+        (arm,) = store.arms(key=KEY)
+        assert (len(arm.latencies), len(arm.moments)) == (7, 7)
+        lines = [(line.before, line.after, line.scope) for line in store.ledger(key=KEY, kind="state")]
+        assert lines == [("trial", "approved", "query"), ("candidate", "trial", "query")]
+        of_the_template = store.ledger(key=FACTS.template, kind="state")
+        assert [(line.after, line.scope) for line in of_the_template] == [("trial", "template")]
+    for one in (first, second):
+        one.remembering.close()
+
+
+def test_breakers_and_what_trials_may_cost_outlive_a_restart(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    first = Instance(url)
+    for number in range(8):
+        key = f"{number:032x}"
+        facts = replace(FACTS, key=key, typical_ms=1000.0)
+        ask(first.memory, MODEL, facts=facts)
+        plain(first.memory, key=key, took=1000.0)
+        ask(first.memory, MODEL, facts=facts)
+        seen(first.memory, MODEL_ARM, 1000.0, key, stopped_ms=4000.0)
+    assert first.memory.breakers_open == ("m-1",)
+    left = first.memory.trials_left_ms
+    assert left < 0
+    first.remembering.close()
+    second = Instance(url)
+    second.until(lambda: second.memory.breakers_open == ("m-1",))
+    assert second.memory.trials_left_ms == pytest.approx(left, abs=1.0)
+    second.remembering.close()
 
 
 def test_a_store_that_is_gone_costs_nothing_and_is_told_once(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from proxy.listener import Listener, Lobby
 from proxy.login import Login
 from proxy.logs import Log
 from proxy.metrics import Counters
+from proxy.places import Places
 from proxy.settings import ProxySettings
 from proxy.tls import TlsContexts
 from proxy.wire.messages import ready_for_query
@@ -44,6 +45,7 @@ class Inside(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.door.sessions.discard(self)
+        self.door.places.put(self.door.places.admitted, len(self.door.sessions))
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Door:
         self.authenticator = Authenticator(self.settings, lambda: self.tls.certificate_hash, self.log)
         self.draining = False
         self.sessions: set[Inside] = set()
+        self.places = Places()
         self.logins: list[Inside] = []
         self.cancels: list[Cancelled] = []
         self.cancel_gate: asyncio.Event | None = None

@@ -64,5 +64,6 @@ def test_what_cannot_be_bound_to_a_channel_is_not_offered(
     for options in ({"sslmode": "disable"}, {"sslmode": "require", "channel_binding": "disable"}):
         with connect(target, user="scram_user", password=PASSWORD, **options) as client:
             assert client.execute("SELECT current_user").fetchone() == ("scram_user",)
-    with pytest.raises(psycopg.OperationalError, match="channel binding negotiation error"):
+    with pytest.raises(psycopg.OperationalError, match="channel binding negotiation error") as refused:
         connect(target, user="scram_user", password=PASSWORD, sslmode="require")
+    assert "connect with channel_binding=disable" in str(refused.value)

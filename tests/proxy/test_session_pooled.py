@@ -331,6 +331,33 @@ async def test_a_temporary_function_pins(one: Proxy, database: str) -> None:
         assert await waiting == "2"
 
 
+async def test_statements_by_name_in_the_extended_protocol(two: Proxy, database: str) -> None:
+    """EXECUTE and DEALLOCATE, prepared like any other statement, on whichever backend."""
+    async with clients(two, database, 2) as (client, other):
+        assert await kinds(client, parse("s", "select 20 + $1::int"), SYNC) == b"1Z"
+        for _ in range(2):
+            assert await kinds(client, parse("", "EXECUTE s (1)"), describe(), SYNC) == b"1tTZ"
+            client.send(bind() + execute() + SYNC)
+            assert (b"D", b"\0\1\0\0\0\x0221") in await client.until_ready()
+            await other.query("begin")  # takes the backend that was used last
+            assert await client.value("execute s (2)") == "22"
+            await other.query("commit")
+        assert await kinds(client, parse("", "DEALLOCATE s"), bind(), execute(), SYNC) == b"12CZ"
+        client.send(parse("", "EXECUTE s (1)") + bind() + execute() + SYNC)
+        answer = await client.until(b"Z")
+        assert [ServerError(body).text for kind, body in answer if kind == b"E"] == [
+            'prepared statement "s" does not exist'
+        ]
+
+
+async def test_own_notifications_bear_the_process_id_of_the_login(two: Proxy, database: str) -> None:
+    async with clients(two, database, 2) as (listener, other):
+        await listener.query("listen c")
+        for client in (other, listener):
+            client.send(query("notify c"))
+            assert int.from_bytes((await listener.until(b"A"))[-1][1][:4], "big") == client.pid
+
+
 async def test_notifications_reach_a_listener(two: Proxy, database: str) -> None:
     async with clients(two, database, 2) as (listener, other):
         await listener.query("listen c")

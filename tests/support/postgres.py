@@ -19,6 +19,8 @@ CONFIG: Mapping[str, str | int] = {
     "max_connections": 300,
     "wal_level": "logical",
     "max_prepared_transactions": 20,
+    # Statistics change when a test says so.
+    "autovacuum": "off",
 }
 
 

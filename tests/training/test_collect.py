@@ -17,6 +17,7 @@ from tests.training import shop
 from training.collect import Filled, Limits, Sources, fill
 from training.errors import TrainingError
 from training.queries import Query, Workload, read_text
+from training.sources.parameters import VARIANTS
 from training.steps import Step
 from training.training_set import TrainingSet
 
@@ -119,7 +120,7 @@ async def test_tables_without_rows_statistics_or_known_types(postgres: Postgres,
         SELECT count(*) FROM full_one f JOIN bare b ON b.id = f.id WHERE b.m = 'well' AND b.place <@ box '(0,0),(9,9)';
         SELECT count(*) FROM full_one f JOIN bare b ON b.m < f.m AND b.id = f.id WHERE b.doc @> '{}';
         SELECT count(*) FROM full_one f, nowhere n WHERE f.id = n.id;
-        SELECT count(*) FROM full_one f JOIN bare b ON b.id = f.id WHERE f.id > $1;
+        SELECT count(*) FROM full_one f JOIN bare b ON b.id = f.id WHERE f.id + $1 > 7;
         SELEC 1;
     """
     filled, kept = await run(tmp_path / "set", postgres.dsn(database), Sources(read_text(texts)), generate=20)
@@ -127,8 +128,22 @@ async def test_tables_without_rows_statistics_or_known_types(postgres: Postgres,
     assert sorted(kept.rows[name] for block in own for name in block.digests) == [0, 90, 890]
     reasons = " ".join(str(one) for one in filled.skipped)
     assert "syntax error" in reasons
-    assert "parameters without values" in reasons
+    assert "parameters without values (no likely value for $1)" in reasons
     assert filled.labels.failed == 0
+
+
+async def test_statements_with_parameters_get_likely_values(shop_dsn: str, tmp_path: Path) -> None:
+    """A file made from pg_stat_statements: what is counted has values, the same ones each time."""
+    text = "SELECT count(*) FROM orders o JOIN items i ON i.order_id = o.id WHERE o.status = $1 AND i.amount < $2"
+    first, kept = await run(tmp_path / "set", shop_dsn, Sources(read_text(f"{text}; SELECT 1")), generate=0)
+    texts = [query.text for query in first.workload.queries if "orders" in query.text]
+    assert first.given_values == 1
+    assert 1 < len(texts) <= VARIANTS
+    assert not any("$" in text for text in texts)
+    assert first.labels.known + first.labels.counted == len(kept.rows) > 0
+    again, _ = await run(tmp_path / "set", shop_dsn, Sources(read_text(text)), generate=0)
+    assert {query.text for query in again.workload.queries} == {*texts, "SELECT 1"}
+    assert (again.explained.run, again.labels.counted, again.labels.left) == (0, 0, 0)
 
 
 async def test_a_database_that_goes_away_while_queries_are_run(start_postgres: StartPostgres, tmp_path: Path) -> None:

@@ -85,6 +85,23 @@ def test_what_equalities_imply_belongs_to_a_sub_plan(shop_snapshot: Snapshot) ->
     )
 
 
+async def test_what_an_or_implies_belongs_to_a_sub_plan(shop_dsn: str, shop_snapshot: Snapshot) -> None:
+    joined = "c.id = o.customer_id AND i.order_id = o.id"
+    sql = (
+        f"SELECT count(*) FROM customers c, orders o, items i WHERE ({joined} AND c.age > 30 AND i.amount < 3) "
+        f"OR (c.age < 20 AND o.id > 5 AND {joined})"
+    )
+    assert plain(sql, shop_snapshot, "c", "o").endswith(
+        'WHERE ("customers"."id" = "orders"."customer_id") AND ((customers.age > 30) OR (customers.age < 20))'
+    )
+    connection = await asyncpg.connect(shop_dsn)
+    try:
+        whole = plain(sql, shop_snapshot, "c", "o", "i")
+        assert await connection.fetchval(whole) == await connection.fetchval(sql) > 0
+    finally:
+        await connection.close()
+
+
 def test_self_joins_keep_their_relations_apart(shop_snapshot: Snapshot) -> None:
     sql = "SELECT 1 FROM orders a JOIN orders b ON a.customer_id = b.customer_id AND a.id < b.id WHERE b.id = 7"
     found = count(sql, shop_snapshot, "a", "b")

@@ -91,3 +91,14 @@ def test_no_labels_at_all(shop_snapshot: Snapshot) -> None:
     assert len(data) == 0
     assert data.features.shape == (0, len(flat.NAMES))
     assert data.target.shape == (0,)
+
+
+def test_lower_bounds_are_taken_in_on_either_side_of_the_estimate(shop_snapshot: Snapshot) -> None:
+    """A bound of no rows says nothing, and nothing is judged by bounds; true rows come before them."""
+    (block,) = collect(workload(JOIN), shop_snapshot, ("public",)).blocks
+    name, native = block.digests[0], float(block.native[0])
+    for bound in (native / 4, native * 4):
+        data = assemble([block], {}, {name: bound})
+        assert (data.actual.tolist(), data.lower.tolist(), data.judged.tolist()) == ([bound], [True], [False])
+    assert len(assemble([block], {}, {name: 0.0})) == 0
+    assert assemble([block], {name: 7.0}, {name: 9.0}).lower.tolist() == [False]

@@ -10,10 +10,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from planner.plan_rows import harvest, shown
 from planner.snapshot import Snapshot
 from tests.training import shop
 from training.dataset import Block, collect
-from training.explained import Candidate, Explainer, harvest, shown
+from training.explained import Candidate, Explainer
 from training.queries import Query, Workload
 from training.training_set import EXACT, TrainingSet
 

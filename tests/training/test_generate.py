@@ -75,6 +75,26 @@ async def test_they_follow_the_workloads_joins_and_find_rows(shop_dsn: str, shop
     assert sum(one > 0 for one in rows) >= 20
 
 
+def test_half_of_them_join_as_the_workload_does(shop_snapshot: Snapshot) -> None:
+    """Rare ways as often as frequent ones, a table with itself too; what is not connected, or no table, is none."""
+    self_join = "SELECT 1 FROM orders a, orders b, items i WHERE a.customer_id = b.customer_id AND i.order_id = a.id"
+    once = "SELECT 1 FROM regions r, customers c WHERE c.region_id = r.id AND r.name = 'x'"
+    apart = "SELECT 1 FROM regions r, items i WHERE r.id < 4"
+    derived = "SELECT 1 FROM (SELECT id FROM orders LIMIT 3) o, items i WHERE i.order_id = o.id"
+    inner = "SELECT i.order_id FROM regions r, orders b, items i WHERE i.order_id = b.id"
+    outer = f"SELECT 1 FROM customers c, orders o WHERE o.customer_id = c.id AND c.id IN ({inner})"
+    workload = seen_in([self_join, once, once, apart, derived, outer], shop_snapshot)
+    assert [shape.tables for shape in workload.shapes] == [
+        (("public", "orders"), ("public", "orders"), ("public", "items")),
+        (("public", "regions"), ("public", "customers")),
+        (("public", "customers"), ("public", "orders")),
+    ]
+    texts = generate(shop_snapshot, joints(shop_snapshot, workload), workload, 100, seed=2)
+    as_seen = [text for text in texts if '"orders" AS t1, "public"."orders" AS t2' in text]
+    assert len(as_seen) >= 8
+    assert all('t1."customer_id" = t2."customer_id"' in text for text in as_seen)
+
+
 async def test_odd_schemas(postgres: Postgres) -> None:
     """Composite keys, quoted names, types that nobody knows, values that are no literals, tables without rows."""
     database = postgres.create_database()

@@ -52,6 +52,16 @@ async def test_counts_are_made_once_and_kept(shop_dsn: str, tmp_path: Path) -> N
     assert second.rows == {**first.rows, digest(small(7)): 7}
 
 
+async def test_two_runs_over_the_same_counts_are_told_as_one(shop_dsn: str, tmp_path: Path) -> None:
+    await label(shop_dsn, tmp_path, [small(3)])
+    counts = [small(3), small(4), small(5), SLOW]
+    first = await label(shop_dsn, tmp_path, counts[:2], seconds=0.2)
+    both = (await label(shop_dsn, tmp_path, counts, seconds=0.2)).after(first)
+    assert (both.wanted, both.known, both.counted, both.timed_out, both.left) == (4, 1, 2, 1, 0)
+    assert sorted(both.rows.values()) == [3, 4, 5]
+    assert both.seconds > first.seconds
+
+
 async def test_no_text_of_a_query_is_kept(shop_dsn: str, tmp_path: Path) -> None:
     await label(shop_dsn, tmp_path, [Count("SELECT count(*) FROM regions WHERE name = 'secret'")])
     files = [path for path in (tmp_path / "shop.training").iterdir() if path.name.startswith("labels")]
@@ -90,6 +100,17 @@ async def test_slow_counts_are_given_up_and_not_tried_again(shop_dsn: str, tmp_p
     assert (second.known, second.timed_out) == (1, 1)
     assert time.monotonic() - started < 0.2
     assert (await label(shop_dsn, tmp_path, [SLOW], seconds=0.3)).timed_out == 1
+
+
+async def test_what_the_clock_stops_is_a_lower_bound(shop_dsn: str, tmp_path: Path) -> None:
+    """As many rows as were passed until then, by whichever form; kept, and not tried again with as little time."""
+    series = "generate_series(1, 9999)"
+    large = Count(f"SELECT count(*) FROM {series} a, {series} b, {series} c", "SELECT pg_sleep(60)")
+    first = await label(shop_dsn, tmp_path, [large, small(4)], seconds=0.5)
+    assert (first.counted, first.timed_out, first.bounded, first.left) == (1, 1, 0, 0)
+    assert 1 << 16 <= first.bounds[digest(large)] < 9999**3
+    second = await label(shop_dsn, tmp_path, [large], seconds=0.5)
+    assert (second.bounds, second.timed_out) == (first.bounds, 1)
 
 
 async def test_the_other_form_is_tried_when_one_takes_too_long(shop_dsn: str, tmp_path: Path) -> None:

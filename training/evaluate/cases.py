@@ -21,6 +21,7 @@ from planner.snapshot import Snapshot
 from planner.sql import read
 from training.dataset import template
 from training.queries import Query, Skipped, Workload, excerpt
+from training.sources.parameters import with_likely_values
 
 _COMMENTS: Final = ("SQL_COMMENT", "C_COMMENT")
 _NAME: Final = re.compile(r"\s*(?:/\*(?P<block>[\w .:#-]{1,40})\*/|--(?P<line>[\w .:#-]{1,40})\n)")
@@ -51,9 +52,11 @@ class Case:
 
 
 def read_cases(workload: Workload, snapshot: Snapshot, search_path: Sequence[str]) -> tuple[list[Case], list[Skipped]]:
-    """The statements that can be run as they stand, each once, and why the others cannot. Only what reads is run:
-    the sessions are read-only anyhow, and what writes would fail there."""
+    """The statements that can be run, each once, and why the others cannot. Those with parameters get likely values,
+    the first ones that training would give them. Only what reads is run: the sessions are read-only anyhow, and what
+    writes would fail there."""
     cases: list[Case] = []
+    workload, _ = with_likely_values(workload, snapshot, tuple(search_path), count=1)
     skipped = list(workload.skipped)
     known: set[str] = set()
     names: set[str] = set()
@@ -69,8 +72,6 @@ def read_cases(workload: Workload, snapshot: Snapshot, search_path: Sequence[str
             skipped.append(_skip(query, "it is no query that only reads"))
         elif graph is not None and not graph.read_only:
             skipped.append(_skip(query, "it writes or locks"))
-        elif graph is not None and graph.parameters:
-            skipped.append(_skip(query, "it has parameters without values"))
         else:
             found = _template(graph, snapshot, search_path) if graph is not None else ""
             relations = graph.joined if graph is not None else 0

@@ -214,7 +214,7 @@ def _workload(results: Results) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 40 else f"{name[:38]}…"
+    return name if len(name) <= 34 else f"{name[:33]}…"
 
 
 def _factors(pairs: Sequence[tuple[Measured, float, float]], name: str) -> str:

@@ -10,10 +10,12 @@ from training.evaluate.results import PROXY, Results
 
 GAIN: Final = 1.05
 """Factors nearer to 1 than this are no difference."""
+FEWEST: Final = 5
+"""Of fewer statements nothing is concluded."""
 RULES: Final = (
-    "Worth serving: at least 5 % faster in total, without the two largest and in the geometric mean, and nothing more "
-    "than twice slower. With care: faster in total, but not in all of these. Not worth serving: slower in total or in "
-    "the geometric mean by more than 5 %. Else: no difference."
+    f"With fewer than {FEWEST} statements nothing is said. Worth serving: at least 5 % faster in total, without the "
+    "two largest and in the geometric mean, and nothing more than twice slower. With care: faster in total, but not in "
+    "all of these. Not worth serving: slower in total or in the geometric mean by more than 5 %. Else: no difference."
 )
 
 
@@ -58,6 +60,8 @@ def judge(results: Results) -> Verdict:
 
 
 def _level(found: Summary) -> tuple[str, str]:
+    if found.statements < FEWEST:
+        return "none", "Too few statements to say"
     if found.total < 1 / GAIN or found.geometric_mean < 1 / GAIN:
         return "bad", "Not worth serving"
     if min(found.total, found.total_without_two, found.geometric_mean) >= GAIN and found.over_2 == 0:

@@ -1,15 +1,18 @@
 """Values for a statement's ``$1``, ``$2``: those it was run with, or likely ones where nobody kept them.
 
-pg_stat_statements keeps statements without their values. A value for ``column = $1`` is taken from the column's sample,
-all of one relation from the same row, so that they go together; bounds are put where they leave something between
-them. Parameters outside of conditions, whose values do not change what is joined, get a 1. A parameter in a condition
-that compares no column with it cannot be guessed, and then the statement is of no use.
+pg_stat_statements keeps statements without their values, and files of queries are made from it. A value for
+``column = $1`` is taken from the column's sample, all of one relation from the same row, so that they go together, or,
+where there is no sample, from the column's statistics: its most common values, each as often as it is in the table, and
+the histogram's bounds. Bounds of ranges are put where they leave something between them. Parameters outside of
+conditions, whose values do not change what is joined, get a 1. A parameter in a condition that compares no column with
+it cannot be guessed, and then the statement is of no use.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from pglast.parser import ParseError, scan
 
@@ -28,9 +31,13 @@ from planner.graph import (
 )
 from planner.resolve import ResolvedBlock, resolve
 from planner.selectivity_values import Family, family, key
-from planner.snapshot import Snapshot, TableInfo
+from planner.snapshot import ColumnStatistics, Snapshot, TableInfo
 from planner.sql import read
+from training.queries import Query, Skipped, Workload, excerpt
 
+VARIANTS: Final = 3
+"""How often a statement without values is taken, with other values each time."""
+AS_SAMPLED: Final = 200
 UPPER = frozenset({"<", "<="})
 LOWER = frozenset({">", ">="})
 
@@ -60,6 +67,42 @@ def quoted_value(value: str) -> str:
     """A literal without a type, which takes the one that its place asks for."""
     text = value.replace("'", "''")
     return f"'{text}'" if "\\" not in text else " E'" + text.replace("\\", "\\\\") + "'"
+
+
+def variants(
+    text: str, snapshot: Snapshot, search_path: tuple[str, ...], *, seed: int = 0, count: int = VARIANTS
+) -> tuple[list[str], str]:
+    """Up to ``count`` different statements with likely values, or none and why. The same text, snapshot and seed give
+    the same ones, whatever else is asked for."""
+    chance = random.Random(f"{seed} {text}")  # noqa: S311 - nothing secret
+    found: dict[str, None] = {}
+    for _ in range(count):
+        filled, reason = likely(text, snapshot, search_path, chance)
+        if filled is None:
+            return [], reason
+        found[filled] = None
+    return list(found), ""
+
+
+def with_likely_values(
+    workload: Workload, snapshot: Snapshot, search_path: tuple[str, ...], *, seed: int = 0, count: int = VARIANTS
+) -> tuple[Workload, int]:
+    """The workload with the `variants` of its statements that have parameters in place of these, and how many such
+    statements got values. Those that got none are among the skipped."""
+    queries: list[Query] = []
+    skipped = list(workload.skipped)
+    given = 0
+    for query in workload.queries:
+        graph = read(query.text).graph if "$" in query.text else None
+        if graph is None or not graph.parameters:
+            queries.append(query)
+            continue
+        texts, reason = variants(query.text, snapshot, search_path, seed=seed, count=count)
+        given += bool(texts)
+        queries += [Query(query.line, text, query.generated) for text in texts]
+        if not texts:
+            skipped.append(Skipped(query.line, f"it has parameters without values ({reason})", excerpt(query.text)))
+    return Workload(tuple(queries), tuple(skipped)), given
 
 
 def likely(
@@ -148,9 +191,15 @@ def _value(
 ) -> str | None:
     table: TableInfo | None = block.tables[column.relation] if column.relation < len(block.tables) else None
     info = table.columns.get(column.name) if table is not None else None
-    values = table.sample.columns.get(column.name, ()) if table is not None and table.sample is not None else ()
+    if info is None:
+        return None
+    values: Sequence[object] = (
+        table.sample.columns.get(column.name, ()) if table is not None and table.sample is not None else ()
+    )
     known = [value for value in values if value is not None]
-    if info is None or not known:
+    if not known:
+        values = known = _from_statistics(info.statistics)
+    if not known:
         return None
     kind = family(info.type)
     if operator in UPPER | LOWER and kind not in (Family.OTHER, Family.BOOLEAN):
@@ -158,8 +207,22 @@ def _value(
         share = chance.uniform(0.4, 1.0) if operator in UPPER else chance.uniform(0.0, 0.6)
         return _text(ordered[min(int(share * len(ordered)), len(ordered) - 1)])
     row = rows.setdefault(column.relation, chance.randrange(len(values)))
-    value = values[row] if values[row] is not None else chance.choice(known)
+    # Another column may have come from statistics, which have no rows.
+    value = values[row] if row < len(values) and values[row] is not None else chance.choice(known)
     return _text(value) if operator != "any" else "{" + _element(_text(value)) + "}"
+
+
+def _from_statistics(statistics: ColumnStatistics | None) -> list[object]:
+    """What a sample of `AS_SAMPLED` rows would show, as far as the statistics tell: common values by their frequency,
+    and the histogram's bounds in the place of the rest."""
+    if statistics is None:
+        return []
+    found: list[object] = []
+    for value, share in zip(statistics.common_values, statistics.common_freqs, strict=False):
+        found += [value] * max(1, round(share * AS_SAMPLED))
+    rest = max(1.0 - statistics.null_frac - sum(statistics.common_freqs), 0.0)
+    bounds = statistics.histogram
+    return found + list(bounds) * (max(1, round(rest * AS_SAMPLED / len(bounds))) if bounds else 0)
 
 
 def _sortable(value: object, kind: Family) -> tuple[float, str]:

@@ -6,7 +6,6 @@ The extension keeps no values. Each statement is taken a few times with differen
 
 from __future__ import annotations
 
-import random
 from typing import Any, Final
 
 import asyncpg
@@ -14,12 +13,10 @@ import asyncpg
 from planner.snapshot import Snapshot
 from training.errors import TrainingError
 from training.sources import Told, take
-from training.sources.parameters import likely
+from training.sources.parameters import variants
 from training.training_set import Statement
 
 PG_STAT_STATEMENTS: Final = "pg_stat_statements"
-VARIANTS: Final = 3
-"""How often each statement is taken, with other values each time."""
 _WHERE: Final = """
 SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname = 'pg_stat_statements'"""
@@ -50,22 +47,16 @@ async def read_statements(
     except asyncpg.PostgresError as error:
         raise TrainingError(f"pg_stat_statements cannot be read: {' '.join(str(error).split())}") from None
     told = Told()
-    chance = random.Random(seed)  # noqa: S311 - nothing secret
     for row in rows:
         text = row["query"]
         if text == "<insufficient privilege>":
             told.leave_out(text, "the user may not see it (grant pg_read_all_stats)")
             continue
-        seen: set[str] = set()
-        for _ in range(VARIANTS):
-            filled, reason = likely(text, snapshot, search_path, chance)
-            if filled is None:
-                told.leave_out(text, reason)
-                break
-            if filled in seen:
-                continue
-            seen.add(filled)
-            calls = max(int(row["calls"]), 1)
+        calls = max(int(row["calls"]), 1)
+        texts, reason = variants(text, snapshot, search_path, seed=seed)
+        if not texts:
+            told.leave_out(text, reason)
+        for filled in texts:
             statement = Statement(
                 filled, PG_STAT_STATEMENTS, calls=calls, total_ms=row["total_ms"], rows=row["rows"] / calls
             )

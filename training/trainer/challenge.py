@@ -2,8 +2,8 @@
 
 Both are judged by the same held-out statements in one evaluation: the same true counts, and runs that take turns. The
 challenger takes over when it is better by the margin in time or in its estimates, and worse by the margin in neither,
-nor in the tail of its estimates; and when it makes no more statements than twice slower. Where nothing serves, the
-champion is PostgreSQL's own planner.
+nor in the tail of its estimates; and when it makes no more statements than twice slower. A model of settings, which
+estimates nothing, is judged by time alone. Where nothing serves, the champion is PostgreSQL's own planner.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ class Judgement:
         return {"challenger": asdict(self.challenger), "champion": asdict(self.champion)}
 
 
-def judge(results: Results, challenger: str, champion: str, margin: float) -> Judgement:
-    """Compare two kinds of one evaluation; ``champion`` "" stands for PostgreSQL alone."""
+def judge(results: Results, challenger: str, champion: str, margin: float, *, estimates: bool = True) -> Judgement:
+    """Compare two kinds of one evaluation; ``champion`` "" stands for PostgreSQL alone. Without ``estimates`` only the
+    times count."""
     ours, theirs = figures(results, challenger, champion)
-    better, why = compare(ours, theirs, margin)
+    better, why = compare(ours, theirs, margin, estimates=estimates)
     return Judgement(better, why, ours, theirs)
 
 
@@ -93,17 +94,21 @@ def figures(results: Results, challenger: str, champion: str) -> tuple[Figures, 
     return side(challenger, 0), side(champion or "PostgreSQL", 1)
 
 
-def compare(ours: Figures, theirs: Figures, margin: float) -> tuple[bool, str]:
+def compare(ours: Figures, theirs: Figures, margin: float, *, estimates: bool = True) -> tuple[bool, str]:
     """Whether the first is better by the margin (0.05: five per cent), and the sentence that says why."""
-    if ours.sub_plans < LEAST_SUB_PLANS or ours.statements < LEAST_STATEMENTS:
+    if ours.statements < LEAST_STATEMENTS or (estimates and ours.sub_plans < LEAST_SUB_PLANS):
         return False, f"{SHORT}: {ours.sub_plans} joins with rows, {ours.statements} statements that ran"
     quicker = theirs.total_ms / ours.total_ms if ours.total_ms > 0 else 1.0
-    nearer = math.exp(theirs.error - ours.error)
+    nearer = math.exp(theirs.error - ours.error) if estimates else 1.0
     said = (
         f"{ours.statements} held-out statements take {ours.total_ms / 1000:.2f} s instead of "
-        f"{theirs.total_ms / 1000:.2f} s with {theirs.name}, a typical q-error of {ours.sub_plans} joins is "
-        f"{math.exp(ours.error):.2f} instead of {math.exp(theirs.error):.2f}"
+        f"{theirs.total_ms / 1000:.2f} s with {theirs.name}"
     )
+    if estimates:
+        said += (
+            f", a typical q-error of {ours.sub_plans} joins is {math.exp(ours.error):.2f} instead of "
+            f"{math.exp(theirs.error):.2f}"
+        )
     if ours.much_slower > theirs.much_slower:
         return False, (
             f"it makes {ours.much_slower} statements more than twice slower, {theirs.name} {theirs.much_slower} "
@@ -113,7 +118,7 @@ def compare(ours: Figures, theirs: Figures, margin: float) -> tuple[bool, str]:
         return False, f"it is slower: {said}"
     if nearer < 1 - margin:
         return False, f"its estimates are worse: {said}"
-    if ours.p90 > theirs.p90 * (1 + margin):
+    if estimates and ours.p90 > theirs.p90 * (1 + margin):
         return False, f"the tail of its estimates is worse, q-error p90 {ours.p90:.1f} against {theirs.p90:.1f}; {said}"
     if max(quicker, nearer) < 1 + margin:
         return False, f"it is not better by {margin:.0%}: {said}"

@@ -35,10 +35,20 @@ class JobState(enum.StrEnum):
     SET_ASIDE = "set_aside"
 
 
+class Part(msgspec.Struct, kw_only=True):
+    """One kind of model of a job, done: was it handed over, and why or why not."""
+
+    handed_over: bool = False
+    why: str = ""
+    figures: dict[str, Any] = msgspec.field(default_factory=dict)
+    report: str = ""
+
+
 class Job(msgspec.Struct, kw_only=True):
-    """``reasons`` say why there is something to train. ``outcome`` is ``handed_over`` or ``kept`` (what served before
-    serves on) once it is done, with ``why`` and ``figures``; ``errors`` has one line for each attempt that failed. All
-    moments are seconds since the epoch."""
+    """``reasons`` say why there is something to train. ``parts`` has what is done already, by kind of model.
+    ``outcome`` is ``handed_over`` (some model was) or ``kept`` (what served before serves on) once all is done, with
+    ``why`` and ``figures``; ``errors`` has one line for each attempt that failed. All moments are seconds since the
+    epoch."""
 
     id: str
     reasons: list[str]
@@ -49,6 +59,7 @@ class Job(msgspec.Struct, kw_only=True):
     started: float = 0.0
     finished: float = 0.0
     step: str = ""
+    parts: dict[str, Part] = msgspec.field(default_factory=dict)
     outcome: str = ""
     why: str = ""
     figures: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -132,6 +143,7 @@ class Jobs:
     def done(self, job: Job, outcome: str, why: str, figures: dict[str, Any], report: str = "") -> None:
         job.state, job.finished, job.step = JobState.DONE, time.time(), ""
         job.outcome, job.why, job.figures, job.report = outcome, why, figures, report
+        job.parts = {}
         self.save(job)
         self._forget_old()
 

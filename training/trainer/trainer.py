@@ -19,7 +19,7 @@ import asyncpg
 import msgspec
 
 from planner.memory.store import StoreError, open_store
-from training.errors import TrainingError
+from training.errors import TooLittleError, TrainingError
 from training.evaluate import contenders
 from training.evaluate.evaluation import Evaluation
 from training.evaluate.options import Options
@@ -27,11 +27,11 @@ from training.evaluate.report import render
 from training.evaluate.results import Results
 from training.labels import connect
 from training.queries import Query, Workload, read_file
-from training.train import Limits, Sources, train_model
+from training.train import Kind, Limits, Sources, train_model
 from training.trainer import files, handover, quality
 from training.trainer.challenge import Judgement, judge
 from training.trainer.events import Marks, NewStatements, check_schedule, drifted, next_time, schedule_due
-from training.trainer.jobs import Job, Jobs
+from training.trainer.jobs import Job, Jobs, Part
 from training.trainer.workload import Divided, divide, statements
 
 DAY: Final = 86_400.0
@@ -40,6 +40,7 @@ MOST_EXECUTIONS: Final = 100_000
 MARKS: Final = "marks.json"
 STATUS: Final = "status.json"
 LEAST_STATEMENTS: Final = 20
+SETTINGS_NAME: Final = "{}-settings"
 SCHEMA: Final = """
 SELECT current_database() AS database, md5(coalesce(string_agg(
     format('%s.%s.%s %s', n.nspname, c.relname, a.attname, a.atttypid), ',' ORDER BY n.nspname, c.relname, a.attnum
@@ -54,7 +55,9 @@ WHERE c.relkind IN ('r', 'p', 'm') AND a.attnum > 0 AND NOT a.attisdropped AND c
 class Settings:
     """What to train from, when, and what it may cost. ``store`` "" and ``queries`` None: not used, but one is needed.
     ``on_queries`` 0, ``on_drift`` 0 and ``schedule`` "": that event is off. ``on_drift`` is the factor by which the
-    typical q-error must have grown. Times are seconds; ``name`` is the model's file in ``models``."""
+    typical q-error must have grown. Times are seconds; ``name`` is the model's file in ``models``. With an
+    ``arms_budget`` a model of settings is trained too, on statements run under each arm for so long, and judged and
+    handed over by itself; its file is named `SETTINGS_NAME`."""
 
     dsn: str
     models: Path
@@ -75,6 +78,7 @@ class Settings:
     label_dsn: str = ""
     count_budget: float = 300.0
     count_seconds: float = 2.0
+    arms_budget: float = 0.0
     run_budget: float = 300.0
     run_limit: float = 30.0
     rounds: int = 3
@@ -246,26 +250,56 @@ class Trainer:
         return False
 
     async def _attempt(self, job: Job) -> None:
+        """Each kind of model that is asked for: trained, judged, handed over or not. What an earlier attempt came to
+        the end of is not done again."""
         settings = self.settings
         divided = await asyncio.to_thread(self._gather)
         count = len(divided.train.queries) + len(divided.held_out.queries)
         if count < LEAST_STATEMENTS:
             raise TrainingError(f"only {count} statements to train from and judge by, {LEAST_STATEMENTS} are needed")
-        candidate = handover.candidate_path(settings.models, settings.name)
-        limits = Limits(budget=settings.count_budget, statement=settings.count_seconds, label_dsn=settings.label_dsn)
-        # The set lends its labels only: what is held out here may have been kept there by an earlier job.
-        trained = await train_model(
-            settings.dsn,
-            candidate,
-            Sources(divided.train, kept=False),
-            limits,
-            training_set=settings.state / f"{settings.name}.training",
-            seed=settings.seed,
-            max_age=self._max_age(),
-            progress=self._progress(job),
+        kinds: tuple[Kind, ...] = ("cardinality", "hints") if settings.arms_budget else ("cardinality",)
+        for kind in kinds:
+            if kind not in job.parts:
+                job.parts[kind] = await self._part(job, kind, divided)
+                self.jobs.save(job)
+        first, *others = (job.parts[kind] for kind in kinds)
+        handed_over = any(part.handed_over for part in (first, *others))
+        why = "; ".join((first.why, *(f"settings: {part.why}" for part in others)))
+        figures = {**first.figures, **({"settings": others[0].figures} if others else {})}
+        self.jobs.done(job, "handed_over" if handed_over else "kept", why, figures, first.report)
+        self._save()
+
+    async def _part(self, job: Job, kind: Kind, divided: Divided) -> Part:
+        """One model, up to its handover or the reason why not."""
+        settings = self.settings
+        rows = kind == "cardinality"
+        name = settings.name if rows else SETTINGS_NAME.format(settings.name)
+        candidate = handover.candidate_path(settings.models, name)
+        limits = Limits(
+            budget=settings.count_budget,
+            statement=settings.count_seconds,
+            arms=0.0 if rows else settings.arms_budget,
+            label_dsn=settings.label_dsn,
         )
+        try:
+            # The set lends its labels only: what is held out here may have been kept there by an earlier job.
+            trained = await train_model(
+                settings.dsn,
+                candidate,
+                Sources(divided.train, kept=False),
+                limits,
+                kind=kind,
+                training_set=self._training_set,
+                seed=settings.seed,
+                max_age=self._max_age(),
+                progress=self._progress(job),
+            )
+        except TooLittleError as error:
+            if rows:
+                raise
+            return Part(why=str(error))
         serving = await asyncio.to_thread(handover.serving, settings.models)
-        judgement, results = await self._judge(job, candidate, serving, divided)
+        judgement, results = await self._judge(job, kind, candidate, serving, divided)
         figures: dict[str, Any] = {
             **judgement.as_json(),
             "held_out": len(divided.held_out.queries),
@@ -273,18 +307,21 @@ class Trainer:
             "trained_on": len(divided.train.queries),
             "training": {"model": trained.model, "seconds": trained.seconds, "counts_known": trained.counts_known},
         }
-        report = await asyncio.to_thread(self._report, job, results)
+        report = await asyncio.to_thread(self._report, job, kind, results)
         if not judgement.better:
-            self.jobs.done(job, "kept", judgement.why, figures, report)
-            return
+            return Part(why=judgement.why, figures=figures, report=report)
         target = await asyncio.to_thread(handover.hand_over, candidate, settings.models)
-        self._marks.error_of, self._marks.error = "", 0.0
+        if rows:
+            self._marks.error_of, self._marks.error = "", 0.0
         why = judgement.why
         now_serving = await asyncio.to_thread(handover.serving, settings.models)
         if not any(model.label == trained.model for model in now_serving):
             why += f"; {target.name} is in the folder, but another model is pinned and serves on"
-        self.jobs.done(job, "handed_over", why, figures, report)
-        self._save()
+        return Part(handed_over=True, why=why, figures=figures, report=report)
+
+    @property
+    def _training_set(self) -> Path:
+        return self.settings.state / f"{self.settings.name}.training"
 
     def _gather(self) -> Divided:
         """Recent statements of the store and those of the file, divided. Raises TrainingError and StoreError."""
@@ -326,21 +363,21 @@ class Trainer:
         return show
 
     async def _judge(
-        self, job: Job, candidate: Path, serving: list[Any], divided: Divided
+        self, job: Job, kind: Kind, candidate: Path, serving: list[Any], divided: Divided
     ) -> tuple[Judgement, Results]:
         """The challenger beside what serves, on the held-out statements."""
         settings = self.settings
         challenger = await asyncio.to_thread(contenders.from_file, candidate)
-        others = [model for model in serving if model.kind != "cardinality"]
+        others = [model for model in serving if model.kind != kind]
         if others:
-            # It would serve together with the model of settings that is there.
-            own = challenger.models.cardinality
+            # It would serve together with the model of the other kind that is there.
+            own = challenger.models.cardinality if kind == "cardinality" else challenger.models.hints
             challenger = contenders.of_models([*([own] if own is not None else []), *others])
         champion = contenders.of_models(serving) if serving else None
         evaluation = Evaluation(
             settings.dsn,
             Workload(divided.held_out.queries),
-            kept=settings.state / f"{settings.name}.training",
+            kept=self._training_set,
             models=[challenger, *([champion] if champion is not None else [])],
             options=Options(
                 rounds=settings.rounds,
@@ -355,11 +392,13 @@ class Trainer:
             progress=self._progress(job),
         )
         results = await evaluation.run()
-        return judge(results, challenger.name, champion.name if champion is not None else "", settings.margin), results
+        other = champion.name if champion is not None else ""
+        return judge(results, challenger.name, other, settings.margin, estimates=kind == "cardinality"), results
 
-    def _report(self, job: Job, results: Results) -> str:
+    def _report(self, job: Job, kind: Kind, results: Results) -> str:
         """The evaluation as a page and as JSON beside the job; "" where it cannot be written, which is no failure."""
-        path = self.settings.state / "reports" / f"{job.id}.html"
+        name = job.id if kind == "cardinality" else SETTINGS_NAME.format(job.id)
+        path = self.settings.state / "reports" / f"{name}.html"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_suffix(".json").write_text(results.dumps())

@@ -59,6 +59,7 @@ class _Case(NamedTuple):
             actor=self.actor,
             why=self.why,
             text=self.query.text or self.query.shape,
+            scope=self.query.scope,
         )
 
 

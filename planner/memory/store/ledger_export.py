@@ -17,7 +17,7 @@ from planner.memory.records import LedgerEntry, StoredAdvice
 
 _BATCH: Final = 5_000
 _TEXTS: Final = (
-    "kind", "key", "database", "fingerprint", "arm", "model", "before", "after", "actor", "why", "text",
+    "kind", "scope", "key", "database", "fingerprint", "arm", "model", "before", "after", "actor", "why", "text",
 )  # fmt: skip
 _NUMBERS: Final = ("expected_gain", "measured_gain", "took_ms")
 
@@ -25,10 +25,10 @@ _NUMBERS: Final = ("expected_gain", "measured_gain", "took_ms")
 def as_json(entry: LedgerEntry) -> dict[str, Any]:
     """One line as plain data, in the order in which it reads best."""
     found = {"id": entry.id, "at": _moment(entry.at).isoformat(timespec="microseconds").replace("+00:00", "Z")}
-    found |= {name: getattr(entry, name) for name in _TEXTS[:8]}
+    found |= {name: getattr(entry, name) for name in _TEXTS[:9]}
     found |= {name: getattr(entry, name) or None for name in _NUMBERS}
     found["advice"] = _advice(entry.advice)
-    return found | {name: getattr(entry, name) for name in _TEXTS[8:]}
+    return found | {name: getattr(entry, name) for name in _TEXTS[9:]}
 
 
 def json_lines(entries: Iterable[LedgerEntry]) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """What waits to be written: bounded queues, no threads, no database.
 
-Of a query and of an arm only the latest record waits. Ledger lines, samples and history keep their order. Records that
-a writer has in hand still count towards the bounds, so that they always fit when they have to be given back.
+Of a query, an arm and a guard only the latest record waits. Ledger lines, samples and history keep their order.
+Records that a writer has in hand still count towards the bounds, so that they always fit when they have to be given
+back.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import secrets
 from collections.abc import Iterable
 from typing import Final
 
-from planner.memory.records import ArmRecord, Execution, HistoryPoint, LedgerEntry, QueryRecord
+from planner.memory.records import ArmRecord, Execution, GuardRecord, HistoryPoint, LedgerEntry, QueryRecord
 from planner.memory.store.rows import LONGEST_TEXT, Record
 
 KINDS: Final[dict[type, str]] = {
     QueryRecord: "query", ArmRecord: "arm", LedgerEntry: "ledger", Execution: "execution", HistoryPoint: "history",
+    GuardRecord: "guard",
 }  # fmt: skip
 _ENTRY_BYTES: Final = 600
 """About what a record takes besides its long texts."""
@@ -103,6 +105,8 @@ class Pending:
             return record.key
         if isinstance(record, ArmRecord):
             return record.key, record.arm
+        if isinstance(record, GuardRecord):
+            return record.name
         self._number += 1
         return self._number
 

@@ -18,25 +18,27 @@ from planner.memory.records import (
     MAX_LATENCIES,
     ArmRecord,
     Execution,
+    GuardRecord,
     HistoryPoint,
     LedgerEntry,
     QueryRecord,
     State,
     StoredAdvice,
 )
-from planner.memory.store.tables import ARMS, EXECUTIONS, HISTORY, LEDGER, QUERIES
+from planner.memory.store.tables import ARMS, EXECUTIONS, GUARDS, HISTORY, LEDGER, QUERIES
 
-Record = QueryRecord | ArmRecord | LedgerEntry | Execution | HistoryPoint
-R = TypeVar("R", QueryRecord, ArmRecord, LedgerEntry, Execution, HistoryPoint)
+Record = QueryRecord | ArmRecord | LedgerEntry | Execution | HistoryPoint | GuardRecord
+R = TypeVar("R", QueryRecord, ArmRecord, LedgerEntry, Execution, HistoryPoint, GuardRecord)
 TABLES: Final[Mapping[type, Table]] = {
     QueryRecord: QUERIES, ArmRecord: ARMS, LedgerEntry: LEDGER, Execution: EXECUTIONS, HistoryPoint: HISTORY,
+    GuardRecord: GUARDS,
 }  # fmt: skip
 LONGEST_TEXT: Final = 65_536
 """Characters of a statement or its values; a longer one could not be run again from the store, and is left out."""
 _LONGEST_WORD: Final = 1_000
 _LARGEST: Final = 2**63 - 1
-_LISTS: Final = frozenset({"latencies", "baseline"})
-_LONG: Final = frozenset({"text", "params", "shape", "search_path", "why"})
+_LISTS: Final = frozenset({"latencies", "baseline", "moments"})
+_LONG: Final = frozenset({"text", "params", "shape", "search_path", "why", "content"})
 _LENGTHS: Final = {
     (table, column.name): column.type.length
     for table in TABLES.values()

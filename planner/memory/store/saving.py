@@ -5,8 +5,9 @@ it. Otherwise it is *stale*: its writer has not seen a person's decision, or ano
 
 - the row's state stands, with who decided it and why, as does ``opted_out``; only a withdrawal goes through, and that
   not against a person;
-- of the evidence the one with more runs (arms) or calls (queries) stands as a whole: both hold what they began from,
-  and adding them up would count that twice.
+- the pairs of runs of both are put together (`planner.memory.evidence.together`); of the numbers of runs (arms) and
+  calls (queries) the larger one stands, since both hold what they began from;
+- a ledger line on a change of state that did not come about, or that another instance has written, is left out.
 
 A forgotten query leaves a tombstone. A query first seen later takes its place; anything else about it, arms included,
 comes from somebody who has not seen it and is left out.
@@ -22,9 +23,10 @@ from sqlalchemy import Connection, Table, tuple_
 from sqlalchemy import select as select_
 from sqlalchemy.dialects import postgresql, sqlite
 
-from planner.memory.records import ArmRecord, QueryRecord, State
+from planner.memory.evidence import together
+from planner.memory.records import ArmRecord, GuardRecord, LedgerEntry, QueryRecord, State
 from planner.memory.store.rows import from_row, to_row
-from planner.memory.store.tables import ARMS, QUERIES
+from planner.memory.store.tables import ARMS, GUARDS, QUERIES
 
 _CHUNK: Final = 300
 """Keys in one IN list."""
@@ -55,8 +57,11 @@ def save_queries(
     return written + refused
 
 
-def save_arms(connection: Connection, records: Iterable[ArmRecord], revision: int) -> list[ArmRecord]:
-    """Writes them under ``revision``; what stands in the store now."""
+def save_arms(
+    connection: Connection, records: Iterable[ArmRecord], revision: int, untrue: set[tuple[str, str, str]] | None = None
+) -> list[ArmRecord]:
+    """Writes them under ``revision``; what stands in the store now. ``untrue`` gets (key, arm, state) of the changes of
+    state that did not come about."""
     wanted = {(record.key, record.arm): record for record in records}
     forgotten = {key for key, query in _queries(connection, [key for key, _ in wanted]).items() if query.forgotten}
     known = _arms(connection, list(wanted))
@@ -65,9 +70,32 @@ def save_arms(connection: Connection, records: Iterable[ArmRecord], revision: in
         if record.key in forgotten:
             continue
         found = known.get(pair)
-        written.append(msgspec.structs.replace(_merged_arm(found, record) if found else record, revision=revision))
+        made = _merged_arm(found, record) if found else record
+        if found is not None and record.revision < found.revision and untrue is not None:
+            moved = {made.state} - {found.state}
+            untrue.update((*pair, str(state)) for state in State if state not in moved)
+        written.append(msgspec.structs.replace(made, revision=revision))
     upsert(connection, ARMS, [to_row(record) for record in written])
     return written
+
+
+def save_guards(connection: Connection, records: Iterable[GuardRecord], revision: int) -> list[GuardRecord]:
+    """Writes those that are not older than what is there, under ``revision``; what was written."""
+    wanted = {record.name: record for record in records}
+    chosen = select_(GUARDS.c.name, GUARDS.c.updated).where(GUARDS.c.name.in_(list(wanted)))
+    there = {row.name: row.updated for row in connection.execute(chosen)} if wanted else {}
+    written = [
+        msgspec.structs.replace(record, revision=revision)
+        for name, record in wanted.items()
+        if record.updated >= there.get(name, record.updated)
+    ]
+    upsert(connection, GUARDS, [to_row(record) for record in written])
+    return written
+
+
+def true_lines(lines: Iterable[LedgerEntry], untrue: set[tuple[str, str, str]]) -> list[LedgerEntry]:
+    """Without the system's lines on changes of state that did not come about."""
+    return [line for line in lines if line.kind != "state" or (line.key, line.arm, line.after) not in untrue]
 
 
 def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]], *, keep: bool = False) -> int:
@@ -107,7 +135,8 @@ def _merged_arm(found: ArmRecord, record: ArmRecord) -> ArmRecord:
     more, decided = (found if found.runs > record.runs else record), found
     if found.actor == SYSTEM and record.state in _WITHDRAWN:
         decided = record
-    return msgspec.structs.replace(more, **{name: getattr(decided, name) for name in _DECISION})
+    pairs = together(found, record)
+    return msgspec.structs.replace(more, **{name: getattr(decided, name) for name in _DECISION}, **pairs)
 
 
 def _queries(connection: Connection, keys: Sequence[str]) -> dict[str, QueryRecord]:

@@ -20,7 +20,7 @@ from planner.memory.store.tables import METADATA, VERSION_TABLE
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The newest step in migrations/versions."""
 _SCRIPTS: Final = Path(__file__).parent / "migrations"
 _RUNNING: Final = threading.Lock()

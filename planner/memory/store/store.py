@@ -9,14 +9,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Select, Table, delete, func, select, update
 
-from planner.memory.records import ArmRecord, Execution, HistoryPoint, LedgerEntry, QueryRecord, State
+from planner.memory.records import ArmRecord, Execution, GuardRecord, HistoryPoint, LedgerEntry, QueryRecord, State
 from planner.memory.store.connect import Connector
 from planner.memory.store.errors import StoreError
 from planner.memory.store.location import Location
 from planner.memory.store.redact import Redactor
 from planner.memory.store.rows import R, from_row, from_rows, to_row
-from planner.memory.store.saving import SYSTEM, save_arms, save_queries, upsert
-from planner.memory.store.tables import ARMS, EXECUTIONS, HISTORY, INFO, LEDGER, QUERIES, REVISION
+from planner.memory.store.saving import SYSTEM, save_arms, save_guards, save_queries, true_lines, upsert
+from planner.memory.store.tables import ARMS, EXECUTIONS, GUARDS, HISTORY, INFO, LEDGER, QUERIES, REVISION
 
 DAY: Final = 86_400.0
 ORDERS: Final = ("total_ms", "calls", "last_seen", "updated", "key")
@@ -24,6 +24,8 @@ _EXPIRED_AT_ONCE: Final = 2_000
 """Rows deleted in one transaction: others wait for a few milliseconds only."""
 _TOMBSTONE_SECONDS: Final = 30 * DAY
 _DECIDED: Final = (State.PREFERRED, State.FROZEN)
+_FOLLOWED: Final = (QUERIES, ARMS, GUARDS)
+"""Tables whose changes instances tell each other, by revision."""
 
 
 class Saved(NamedTuple):
@@ -36,11 +38,12 @@ class Saved(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """Queries and arms that changed after a revision; ``revision`` is what to ask with next time."""
+    """Queries, arms and guards that changed after a revision; ``revision`` is what to ask with next time."""
 
     revision: int
     queries: list[QueryRecord]
     arms: list[ArmRecord]
+    guards: list[GuardRecord]
 
 
 class Change(NamedTuple):
@@ -102,17 +105,19 @@ class Store:
         ledger: Iterable[LedgerEntry] = (),
         executions: Iterable[Execution] = (),
         history: Iterable[HistoryPoint] = (),
+        guards: Iterable[GuardRecord] = (),
     ) -> Saved:
         """All or nothing. What happens to a query or arm that somebody else wrote meanwhile: see `saving`. Ledger lines
         and executions that are there already (by ``uid``) are left out, so a save may be repeated."""
         made_queries = [self._kept(record) for record in queries]
-        made_arms = list(arms)
-        lines = [to_row(self._kept(entry)) for entry in ledger]
+        made_arms, made_guards = list(arms), list(guards)
+        entries = [self._kept(entry) for entry in ledger]
         samples = [to_row(self._kept(execution)) for execution in executions]
         points = [to_row(point) for point in history]
         with self._connector.writing() as connection:
-            saved = self._write(connection, made_queries, made_arms)
-            upsert(connection, LEDGER, lines, keep=True)
+            untrue: set[tuple[str, str, str]] = set()
+            saved = self._write(connection, made_queries, made_arms, made_guards, untrue)
+            upsert(connection, LEDGER, [to_row(entry) for entry in true_lines(entries, untrue)], keep=True)
             upsert(connection, EXECUTIONS, samples, keep=True)
             upsert(connection, HISTORY, points)
         return saved
@@ -161,6 +166,7 @@ class Store:
             line = LedgerEntry(
                 at=now, kind="person" if actor != SYSTEM else "state", key=key, database=about.database,
                 fingerprint=about.fingerprint, after="forgotten", actor=actor, why=why, text=about.shape,
+                scope=about.scope,
             )  # fmt: skip
             return Change([tombstone], [], [line])
 
@@ -320,10 +326,10 @@ class Store:
         with self._connector.reading() as connection:
             upto = _revision(connection)
             if upto == revision:
-                return Changes(revision, [], [])
+                return Changes(revision, [], [], [])
             # A store that is behind what the caller knows is another one than before: all of it is new.
             after = revision if upto > revision else -1
-            for table in (QUERIES, ARMS):
+            for table in _FOLLOWED:
                 column = table.c.revision
                 cut = connection.execute(
                     select(column).where(column > after, column <= upto).order_by(column).offset(limit).limit(1)
@@ -331,24 +337,26 @@ class Store:
                 if cut is not None:
                     # Rows of one revision stay together: at the least, those of the next one are read.
                     upto = max(cut - 1, _next(connection, after, upto))
-            queries, arms = (
+            queries, arms, guards = (
                 connection.execute(
                     select(table)
                     .where(table.c.revision > after, table.c.revision <= upto)
-                    .order_by(table.c.revision, table.c.key)
+                    .order_by(table.c.revision, *table.primary_key)
                 )
                 .mappings()
                 .all()
-                for table in (QUERIES, ARMS)
+                for table in _FOLLOWED
             )
-        return Changes(upto, from_rows(QueryRecord, queries), from_rows(ArmRecord, arms))
+        return Changes(
+            upto, from_rows(QueryRecord, queries), from_rows(ArmRecord, arms), from_rows(GuardRecord, guards)
+        )
 
     def counts(self) -> dict[str, int]:
         """Rows by table."""
         with self._connector.reading() as connection:
             return {
                 table.name: int(connection.execute(select(func.count()).select_from(table)).scalar_one())
-                for table in (QUERIES, ARMS, LEDGER, EXECUTIONS, HISTORY)
+                for table in (QUERIES, ARMS, LEDGER, EXECUTIONS, HISTORY, GUARDS)
             }
 
     def stream_ledger(
@@ -368,22 +376,27 @@ class Store:
         with self._connector.reading() as connection:
             return from_rows(kind, connection.execute(chosen).mappings().all())
 
-    def _write(self, connection: Connection, queries: list[QueryRecord], arms: list[ArmRecord]) -> Saved:
-        if not queries and not arms:
+    def _write(
+        self, connection: Connection, queries: list[QueryRecord], arms: list[ArmRecord], guards: list[GuardRecord],
+        untrue: set[tuple[str, str, str]],
+    ) -> Saved:  # fmt: skip
+        if not queries and not arms and not guards:
             return Saved(0, [], [])
         revision = self.next_revision(connection)
-        return Saved(
+        saved = Saved(
             revision,
             save_queries(connection, queries, revision, literals=self._literals),
-            save_arms(connection, arms, revision),
+            save_arms(connection, arms, revision, untrue),
         )
+        save_guards(connection, guards, revision)
+        return saved
 
     def _kept(self, record: R) -> R:
         """The record as it may be stored: without literals, unless they are allowed."""
         if isinstance(record, QueryRecord):
             shape = self._redactor.shape(record.shape or record.text)
             return msgspec.structs.replace(record, shape=shape) if shape != record.shape else record
-        if self._literals or isinstance(record, ArmRecord | HistoryPoint):
+        if self._literals or isinstance(record, ArmRecord | HistoryPoint | GuardRecord):
             return record
         if isinstance(record, LedgerEntry):
             return msgspec.structs.replace(record, text=self._redactor.shape(record.text)) if record.text else record
@@ -449,7 +462,7 @@ def _next(connection: Connection, after: int, upto: int) -> int:
     """The first revision after ``after`` that any row has."""
     found = [
         connection.execute(select(func.min(table.c.revision)).where(table.c.revision > after)).scalar()
-        for table in (QUERIES, ARMS)
+        for table in _FOLLOWED
     ]
     return min((int(value) for value in found if value is not None), default=upto)
 

@@ -2,8 +2,8 @@
 
 One column for each field of the records in `planner.memory.records`, under the same name, so that moving between the
 two is mechanical. Lists and advice are JSON text: the same in SQLite and PostgreSQL, and never searched in.
-``revision`` counts the store's changes of queries and arms: every transaction that changes any gets the next number
-under a lock, so that numbers become visible in order and a reader that remembers one misses nothing.
+``revision`` counts the store's changes of queries, arms and guards: every transaction that changes any gets the next
+number under a lock, so that numbers become visible in order and a reader that remembers one misses nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ ARMS: Final = Table(
     Column("key", String(64), primary_key=True), Column("arm", String(200), primary_key=True), _text("state", 20),
     _text("advice"), _text("dialect"), _text("model"), _text("latencies"), _text("baseline"), _int("runs"),
     _int("losses"), _float("expected_gain"), _float("measured_gain"), _text("schema_hash"), _int("server_version"),
-    _text("drift"), _text("why"), _text("actor"), _float("updated"), _int("revision"),
+    _text("drift"), _text("why"), _text("actor"), _float("updated"), _int("revision"), _text("moments"),
+    _float("since"),
     Index("arms_by_revision", "revision"), Index("arms_by_state", "state"),
 )  # fmt: skip
 LEDGER: Final = Table(
@@ -55,7 +56,7 @@ LEDGER: Final = Table(
     Column("id", _ID, primary_key=True, autoincrement=True), Column("uid", String(64), nullable=False, unique=True),
     _float("at"), _text("kind", 40), _text("key", 64), _text("database"), _text("fingerprint"), _text("arm"),
     _text("advice"), _text("model"), _text("before"), _text("after"), _float("expected_gain"),
-    _float("measured_gain"), _float("took_ms"), _text("actor"), _text("why"), _text("text"),
+    _float("measured_gain"), _float("took_ms"), _text("actor"), _text("why"), _text("text"), _text("scope", 20),
     Index("ledger_by_time", "at"), Index("ledger_by_key", "key", "id"), Index("ledger_by_kind", "kind", "id"),
     sqlite_autoincrement=True,
 )  # fmt: skip
@@ -74,6 +75,11 @@ HISTORY: Final = Table(
     Column("metric", String(100), primary_key=True), _float("seconds"), _int("count"), _float("p50"), _float("p95"),
     _float("p99"),
     Index("metric_history_by_metric", "metric", "at"),
+)  # fmt: skip
+GUARDS: Final = Table(
+    "guards", METADATA,
+    Column("name", String(400), primary_key=True), _text("content"), _float("updated"), _int("revision"),
+    Index("guards_by_revision", "revision"),
 )  # fmt: skip
 INFO: Final = Table("store_info", METADATA, Column("name", String(40), primary_key=True), _text("value"))
 """``salt``: what literals are hashed with, so that equal ones are seen to be equal in this store only."""

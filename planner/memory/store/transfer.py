@@ -16,22 +16,23 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, select, tuple_, update
 
-from planner.memory.records import ArmRecord, Execution, HistoryPoint, LedgerEntry, QueryRecord
+from planner.memory.records import ArmRecord, Execution, GuardRecord, HistoryPoint, LedgerEntry, QueryRecord
 from planner.memory.store.errors import StoreError
 from planner.memory.store.rows import TABLES, Record, from_row, to_row
 from planner.memory.store.saving import upsert
 from planner.memory.store.schema import HEAD
 from planner.memory.store.store import Store
-from planner.memory.store.tables import ARMS, INFO, QUERIES
+from planner.memory.store.tables import ARMS, GUARDS, INFO, QUERIES
 
 FORMAT: Final = 1
 NAMES: Final[dict[str, type[Any]]] = {
     "query": QueryRecord, "arm": ArmRecord, "ledger": LedgerEntry, "execution": Execution, "history": HistoryPoint,
+    "guard": GuardRecord,
 }  # fmt: skip
 LONGEST_LINE: Final = 4 << 20
 _BATCH: Final = 1_000
 _NOT_EXPORTED: Final = ("id", "revision")
-_LATER: Final = {QUERIES: "updated", ARMS: "updated"}
+_LATER: Final = {QUERIES: "updated", ARMS: "updated", GUARDS: "updated"}
 
 Progress = Callable[[int], None]
 
@@ -60,7 +61,7 @@ def import_lines(store: Store, lines: Iterable[bytes], progress: Progress | None
 def copy(source: Store, target: Store, progress: Progress | None = None) -> dict[str, int]:
     """All of ``source`` into ``target``. An empty target also gets the source's salt, so that hashes of literals stay
     comparable. Raises StoreError."""
-    fresh = not any(target.counts().values())
+    fresh = not any(rows for table, rows in target.counts().items() if table != GUARDS.name)
     counts = _import(target, _records(source), progress)
     if fresh:
         salt = source.salt
@@ -132,7 +133,8 @@ def _parse(lines: Iterable[bytes]) -> Iterator[tuple[str, Record]]:
                 continue
             [(name, value)] = found.items()
             if name == "end":
-                if value != counts:
+                # What an older program wrote knows fewer kinds.
+                if dict.fromkeys(NAMES, 0) | value != counts:
                     raise ValueError
                 ended = True
                 continue

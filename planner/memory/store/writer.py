@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from planner.memory.records import ArmRecord, Execution, HistoryPoint, LedgerEntry, QueryRecord
+from planner.memory.records import ArmRecord, Execution, GuardRecord, HistoryPoint, LedgerEntry, QueryRecord
 from planner.memory.store import Changes, Retention, Saved, Store, StoreError, open_store
 from planner.memory.store.pending import KINDS, Pending, halves
 from planner.memory.store.rows import Record
@@ -44,6 +44,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 _ARGUMENTS: Final[dict[type, str]] = {
     QueryRecord: "queries", ArmRecord: "arms", LedgerEntry: "ledger", Execution: "executions", HistoryPoint: "history",
+    GuardRecord: "guards",
 }  # fmt: skip
 T = TypeVar("T")
 
@@ -241,7 +242,8 @@ class Writer:
                 self._pending.give_back(record for part in reversed(parts) for record in part)
 
     def _sorted(self, records: list[Record]) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {"queries": [], "arms": [], "ledger": [], "executions": [], "history": []}
+        made: dict[str, list[Any]] = {"queries": [], "arms": [], "ledger": [], "executions": [], "history": [],
+                                     "guards": []}  # fmt: skip
         for record in records:
             if isinstance(record, QueryRecord | ArmRecord):
                 # What was put before its own commit was known is not stale.
@@ -297,8 +299,9 @@ class Writer:
                 changes.revision,
                 [record for record in changes.queries if record.revision not in own],
                 [record for record in changes.arms if record.revision not in own],
+                [record for record in changes.guards if record.revision not in own],
             )
-            if others.queries or others.arms:
+            if others.queries or others.arms or others.guards:
                 self._tell(self._on_changed, others)
 
     def _expire(self, store: Store) -> None:

@@ -27,6 +27,7 @@ let timer = 0;
 let running = null;
 let asking = false;
 let health = "";
+let beaten = 0;
 
 function route() {
   const [path, search = ""] = location.hash.replace(/^#\/?/, "").split("?");
@@ -74,6 +75,10 @@ async function refresh() {
   try {
     const data = await mine.view.load(mine.route, stop.signal);
     if (mine !== shown || stop.signal.aborted) return;
+    if (data?.status?.health) {
+      pulse(data.status);
+      beaten = Date.now();
+    }
     const text = JSON.stringify(data);
     if (text !== mine.text) {
       mine.text = text;
@@ -134,7 +139,8 @@ function failed(mine, error) {
 // --- the bar
 
 async function beat() {
-  if (!document.hidden && !asking) {
+  // Some screens have asked for the same just now.
+  if (!document.hidden && !asking && Date.now() - beaten > 4000) {
     try {
       pulse(await call("/api/status"));
     } catch (error) {

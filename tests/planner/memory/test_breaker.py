@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from planner.memory.breaker import EVERYTHING, FIRST_PAUSE_S, MAX_BREAKERS, OF_A_MODEL, Breaker, Breakers, Position
+from planner.memory.records import GuardRecord
 
 
 def lose(breakers: Breakers, model: str, times: int, now: float = 0.0, *, in_use: bool = False) -> list[str]:
@@ -47,6 +50,37 @@ def test_withdrawals_turn_everything_off() -> None:
     assert EVERYTHING in breakers.open
     assert not breakers.allows("", 1.0)
     assert not breakers.allows("m-0", 1.0)
+
+
+def test_a_restart_gives_no_other_chance() -> None:
+    before, after = Breakers(), Breakers()
+    lose(before, "bad-1", OF_A_MODEL.bad - 1, 5.0)
+    (kept,) = before.changed()
+    assert before.changed() == []
+    assert not after.load(kept)
+    # One more, and it is off there; which is told here, where less was known.
+    assert lose(after, "bad-1", 1, 6.0) == ["bad-1"]
+    (tripped,) = after.changed()
+    assert before.load(tripped)
+    assert not before.load(kept)
+    for one in (before, after):
+        assert not one.allows("bad-1", 7.0)
+        assert one.allows("bad-1", 7.0, in_use=True)
+        assert one.allows("bad-1", 6.0 + FIRST_PAUSE_S)
+        assert lose(one, "bad-1", 2, 6.0 + FIRST_PAUSE_S) == ["bad-1"]
+        assert not one.allows("bad-1", 6.0 + 2 * FIRST_PAUSE_S)
+    lose(before, "good-1", 8, 7.0, in_use=True)
+    for record in before.changed():
+        after.load(record)
+    assert EVERYTHING in after.open
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"position":"half"}', '{"pause":-1,"outcomes":[2]}'])
+def test_what_somebody_else_wrote_there_is_survived(content: str) -> None:
+    breakers = Breakers()
+    for name in ("breaker *", "breaker trials m", "breaker use", "breaker nothing m", "else"):
+        breakers.load(GuardRecord(name=name, content=content, updated=1.0))
+    assert breakers.open == ()
 
 
 def test_models_are_bounded() -> None:

@@ -6,12 +6,24 @@ import itertools
 import math
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.memory.evidence import MAX_WAITING, Pairs, Rules, Verdict, bounds, judge, slower
-from planner.memory.records import MAX_LATENCIES
+from planner.memory.evidence import (
+    MAX_WAITING,
+    Pair,
+    Pairs,
+    Rules,
+    Verdict,
+    bounds,
+    judge,
+    pairs_of,
+    slower,
+    together,
+)
+from planner.memory.records import MAX_LATENCIES, ArmRecord
 
 TIMES = st.lists(st.floats(0, 1e9), max_size=50)
 
@@ -51,13 +63,17 @@ def test_the_bounds_cover_the_true_gain() -> None:
         # A few runs are enough where nothing of one side comes near the other.
         ([20.0, 22, 19], [100.0, 90, 120], Verdict.WINS),
         ([60.0, 62, 59], [100.0, 90, 120], Verdict.OPEN),
-        ([60.0, 62, 59, 61, 60, 58], [100.0, 90, 120, 99, 101, 95], Verdict.WINS),
+        ([60.0, 62, 59, 61, 60, 58, 61], [100.0, 90, 120, 99, 101, 95, 98], Verdict.WINS),
         # 1.1 times as fast is too little, and so are 2 ms.
         ([90.0, 91, 89, 90, 92, 90], [100.0, 99, 101, 100, 98, 102], Verdict.NO_GAIN),
         ([1.0] * 6, [3.0] * 6, Verdict.OPEN),
         ([1.0] * 16, [3.0] * 16, Verdict.NO_GAIN),
         ([300.0, 310, 305], [100.0, 90, 120], Verdict.LOSES),
-        ([110.0, 120, 130, 115, 112, 111], [100.0, 101, 99, 98, 97, 100], Verdict.LOSES),
+        ([110.0, 120, 130, 115, 112, 111, 114], [100.0, 101, 99, 98, 97, 100, 96], Verdict.LOSES),
+        # Four pairs of which not one shows the gain that is wanted.
+        ([95.0, 99, 91, 101], [100.0, 98, 102, 99], Verdict.NO_GAIN),
+        ([115.0, 119, 121, 113], [100.0, 98, 102, 99], Verdict.LOSES),
+        ([95.0, 99, 70, 101], [100.0, 98, 102, 99], Verdict.OPEN),
         # An odd run now and then changes nothing.
         ([60.0, 62, 900, *[61.0] * 13], [100.0, 90, 120, *[99.0] * 13], Verdict.WINS),
     ],
@@ -96,7 +112,7 @@ def test_any_times_have_a_verdict(steered: list[float], baseline: list[float]) -
 def test_pairs_are_aligned_and_bounded(sides: list[bool]) -> None:
     pairs = Pairs()
     for moment, steered in enumerate(sides):
-        (pairs.add_steered if steered else pairs.add_plain)(float(moment))
+        (pairs.add_steered if steered else pairs.add_plain)(float(moment), float(moment))
     assert len(pairs.steered) == len(pairs.baseline) == len(pairs) <= MAX_LATENCIES
     # Runs of a pair are near each other: whoever waits longest is left out first.
     left = abs(2 * sum(sides) - len(sides))
@@ -104,12 +120,34 @@ def test_pairs_are_aligned_and_bounded(sides: list[bool]) -> None:
 
 
 def test_pairs_go_on_where_a_record_ended() -> None:
-    pairs = Pairs((1.0, 2.0), (3.0, 4.0, 5.0))
+    pairs = Pairs(pairs_of(ArmRecord(key="q", arm="a", latencies=(1.0, 2.0), baseline=(3.0, 4.0, 5.0))))
     assert (pairs.steered, pairs.baseline) == ((1.0, 2.0), (4.0, 5.0))
-    pairs.add(6.0, 7.0)
+    pairs.add(6.0, 7.0, 1e9)
     assert len(pairs) == 3
     pairs.clear()
     assert len(pairs) == 0
+
+
+def record(pairs: list[Pair], since: float = 0.0) -> ArmRecord:
+    moments, latencies, baseline = zip(*pairs, strict=True) if pairs else ((), (), ())
+    return ArmRecord(key="q", arm="a", latencies=latencies, baseline=baseline, moments=moments, since=since)
+
+
+PAIRS = st.lists(st.tuples(*[st.floats(0.0, 50.0)] * 3), max_size=MAX_LATENCIES)
+
+
+@given(PAIRS, PAIRS, PAIRS)
+def test_the_pairs_of_several_instances_add_up(one: list[Pair], two: list[Pair], three: list[Pair]) -> None:
+    """In any order, and however often what is there already comes again."""
+
+    def joined(first: ArmRecord, second: ArmRecord) -> ArmRecord:
+        return msgspec.structs.replace(first, **together(first, second))
+
+    a, b, c = record(one), record(two, 5.0), record(three)
+    whole = joined(joined(a, b), c)
+    assert whole == joined(joined(c, b), a) == joined(joined(joined(b, a), c), a)
+    counted = sorted({pair for pair in [*one, *two, *three] if pair[0] >= 5.0})
+    assert pairs_of(whole) == counted[-MAX_LATENCIES:]
 
 
 def test_stricter_rules_want_more() -> None:

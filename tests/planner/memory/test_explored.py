@@ -37,7 +37,7 @@ def states(*arms: ArmRuns, known: dict[str, ArmRecord] | None = None) -> dict[st
     return {one.record.arm: one.record.state for one in decided}
 
 
-FAST, SAME, SLOW = (40.0,) * 6, (99.0, 101.0, 100.0, 99.5, 100.5, 100.2, 99.8), (150.0,) * 6
+FAST, SAME, SLOW = (40.0,) * 7, (99.0, 101.0, 100.0, 99.5, 100.5, 100.2, 99.8), (150.0,) * 7
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_says_nothing_is_not_written(outcome: str) -> None:
 
 
 def test_all_that_win_are_approved_and_equal_plans_are_not() -> None:
-    found = states(arm("a", runs=FAST), arm("b", runs=(60.0,) * 6), arm("c", outcome="same_as", twin="a", runs=FAST))
+    found = states(arm("a", runs=FAST), arm("b", runs=(60.0,) * 7), arm("c", outcome="same_as", twin="a", runs=FAST))
     assert found == {"a": State.APPROVED, "b": State.APPROVED, "c": State.REJECTED}
 
 
@@ -100,8 +100,8 @@ def test_the_evidence() -> None:
     tried = arm(runs=FAST, expected_gain=1.5)
     decided, _ = decide(results(tried), QUERY, {}, NOW, {"no_hashjoin": "m-1"}, 5.0, Rules())
     record = decided[0].record
-    assert (record.latencies, record.baseline) == (FAST, (100.0,) * 6)
-    assert (record.runs, record.losses, record.model, record.expected_gain) == (6, 0, "m-1", 1.5)
+    assert (record.latencies, record.baseline) == (FAST, (100.0,) * 7)
+    assert (record.runs, record.losses, record.model, record.expected_gain) == (7, 0, "m-1", 1.5)
     assert record.measured_gain == pytest.approx(2.5)
     assert (record.schema_hash, record.server_version, record.drift) == ("schema", 180000, "drift")
     assert decided[0].saved_ms == pytest.approx(60.0)

@@ -9,7 +9,14 @@ from planner.memory.guard import FIRST_SPENDING_MS, Pace, Policy, Spending, budg
 
 @pytest.mark.parametrize(
     ("calls", "typical", "why"),
-    [(4, 100.0, "few_calls"), (5, 1.0, "too_fast"), (5, 100.0, ""), (1000, 5.9, "too_fast")],
+    [
+        (4, 100.0, "few_calls"),
+        (5, 1.0, "too_fast"),
+        (5, 100.0, ""),
+        (1000, 5.9, "too_fast"),
+        (8, 12.4, "little_time"),
+        (9, 12.4, ""),
+    ],
 )
 def test_importance(calls: int, typical: float, why: str) -> None:
     assert important(calls, typical, Policy()) == why

@@ -70,6 +70,13 @@ def test_a_path_is_what_holds_tables() -> None:
     assert query_key("d", "public", " SELECT 1 ; ") == query_key("d", "public", "SELECT 1")
 
 
+def test_comments_count_for_nothing() -> None:
+    tagged = ("SELECT 1 /* trace=1 */;", "/* a */ SELECT 1", "SELECT -- b\n 1", "SELECT /* /* c */ */ 1; -- d")
+    assert {query_key("d", "public", text) for text in tagged} == {query_key("d", "public", "SELECT 1")}
+    meant = ("SELECT '/* a */'", "SELECT '/* b */'", "/*+ SeqScan(a) */ SELECT 1", "SELECT 1 /* pilotwire: off */")
+    assert len({query_key("d", "public", text) for text in meant}) == 4
+
+
 def made(**more: object) -> Conditions:
     one = table(**more)  # type: ignore[arg-type]
     return conditions(snapshot(one), [one, None, one])

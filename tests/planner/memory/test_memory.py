@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -372,6 +373,53 @@ def test_a_model_that_loses_is_switched_off(memory: Memory) -> None:
     changes = memory.drain()
     assert changes.everything
     assert [line.model for line in changes.ledger if line.kind == "breaker"] == ["m-1"]
+
+
+# ---------------------------------------------------------------------- one better than the one in use
+
+
+@pytest.fixture
+def improving(clock: Clock) -> Memory:
+    """One arm is in use, 1.7 times as fast, and another one is known."""
+    turns = itertools.cycle((0.9, 0.1))
+    memory = Memory(clock=clock, dice=lambda: next(turns))
+    ask(memory, ARM, OTHER)
+    plain(memory)
+    ask(memory, ARM, OTHER)
+    pairs(memory, ARM.arm, 60.0, runs=7)
+    assert states(memory)["no_nestloop"] is State.APPROVED
+    return memory
+
+
+def test_a_further_arm_is_tried_against_the_one_in_use(improving: Memory) -> None:
+    offered = {(one.arm, one.approved, one.share, one.once) for one in (ask(improving), ask(improving))}
+    assert offered == {("no_nestloop", True, 0.95, True), ("no_hashjoin", False, 1.0, True)}
+    for _ in range(8):
+        seen(improving, "no_nestloop", 60.0)
+        seen(improving, "no_hashjoin", 40.0)
+    choice = ask(improving)
+    assert (choice.arm, choice.approved, choice.once) == ("no_hashjoin", True, False)
+    (entry,) = improving.entries()
+    # Against unsteered, by what the one before gained; and that one is there, should this one be withdrawn.
+    assert entry.arms["no_hashjoin"].record.measured_gain == pytest.approx(2.5, rel=0.01)
+    assert states(improving) == {"no_nestloop": State.APPROVED, "no_hashjoin": State.APPROVED}
+
+
+@pytest.mark.parametrize("took", [58.0, 75.0])
+def test_what_is_not_better_than_the_one_in_use_does_not_replace_it(improving: Memory, took: float) -> None:
+    [ask(improving) for _ in range(2)]
+    for _ in range(16):
+        seen(improving, "no_nestloop", 60.0)
+        seen(improving, "no_hashjoin", took)
+    assert states(improving) == {"no_nestloop": State.APPROVED, "no_hashjoin": State.REJECTED}
+    assert ask(improving).arm == "no_nestloop"
+
+
+def test_what_cannot_be_tried_is_not_offered_for_ever(improving: Memory) -> None:
+    """A statement whose runs cannot be stopped runs under nothing that is not approved."""
+    offered = [ask(improving).arm for _ in range(60)]
+    assert 0 < offered.count("no_hashjoin") < 20
+    assert offered[-20:] == ["no_nestloop"] * 20
 
 
 # ---------------------------------------------------------------------- people, other instances

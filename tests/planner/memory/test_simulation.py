@@ -117,7 +117,7 @@ class World:
         self.noise = noise
         self.slow = 1.0
         self.conditions = Conditions("schema", 180000, "")
-        self.memory = Memory(policy, verify=True, clock=lambda: self.now)
+        self.memory = Memory(policy, verify=True, clock=lambda: self.now, dice=random.Random(seed).random)
         names = ([MODEL_ARM] if model is not None else []) + list(PORTFOLIO)
         self.candidates = [
             Candidate(name, StoredAdvice(settings=(("arm", name),)), MODEL if name == MODEL_ARM else "",
@@ -201,6 +201,18 @@ def test_an_honest_model_gains() -> None:
     assert later.hurt_share < 0.02
 
 
+def test_a_workload_that_repeats_reaches_most_of_what_is_possible() -> None:
+    """By serving alone, without exploring: a worse arm in use does not keep out a better one."""
+    for model in (honest, saboteur):
+        world = World(model)
+        world.queries, world.weights = world.queries[:40], [1.0] * 40
+        first, later = world.run(100 * 40), world.run(20 * 40)
+        print(f"{model.__name__}: {first}\n  then: {later}")
+        assert first.hurt_share < 0.03
+        assert later.hurt_share < 0.01
+        assert later.regret < 0.15 * later.possible
+
+
 def test_a_saboteur_is_switched_off_and_costs_little() -> None:
     world = World(saboteur)
     first, later = world.run(WARM_UP), world.run(EXECUTIONS)
@@ -254,10 +266,13 @@ def test_a_server_that_slows_down_for_all_changes_nothing() -> None:
 def test_noise_alone_is_hardly_ever_taken_for_a_gain() -> None:
     """Arms that change the plan and nothing else, and runs that differ by half from one to the next."""
     world = World(None, noise=0.5)
+    # Few queries, so that many verdicts are come to.
+    world.queries, world.weights = world.queries[:50], [1.0] * 50
     for query in world.queries:
         query.factors = dict.fromkeys(PORTFOLIO, 1.0001)
-    found = world.run(EXECUTIONS)
+    found = world.run(2 * EXECUTIONS)
     print(f"noise: {found}")
     settled = sum(arm.settled for entry in world.memory.entries() for arm in entry.arms.values())
-    assert found.approved <= 0.12 * settled
+    assert settled > 60
+    assert found.approved <= 0.08 * settled
     assert found.lost < 0.05

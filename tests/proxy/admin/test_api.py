@@ -30,6 +30,13 @@ async def post(instance: Instance, path: str, status: int = 200, **body: Any) ->
     return answer.json()
 
 
+async def test_a_body_that_is_not_said_to_be_json_is_told_so() -> None:
+    async with client(Instance()) as http:
+        answer = await http.post("/api/mode", content='{"mode": "off"}')
+    assert answer.status_code == 422
+    assert "Content-Type: application/json" in answer.json()["detail"]
+
+
 # --- status
 
 
@@ -54,6 +61,8 @@ async def test_a_healthy_instance_says_so() -> None:
         ({"responding": 0}, "unhealthy", "No worker process"),
         ({"responding": 1}, "degraded", "1 of the worker"),
         ({"draining": True}, "degraded", "stopping"),
+        ({"planner": PlannerStatus(ready=True, store="no space is left")}, "degraded", "no space is left"),
+        ({"totals": {"paused": 1}}, "unhealthy", "PAUSE is in force"),
         ({"planner": PlannerStatus(ready=False)}, "degraded", "planner process"),
         ({"planner": PlannerStatus(ready=True, catalog_age_s=1e6)}, "degraded", "catalog"),
         ({"planner": PlannerStatus(ready=True)}, "degraded", "No model serves"),
@@ -66,6 +75,16 @@ async def test_what_is_wrong_is_said(changes: dict[str, Any], health: str, words
     found = await get(instance, "/api/status")
     assert found["health"] == health
     assert any(words in one["text"] for one in found["trouble"])
+
+
+async def test_the_accuracy_of_row_counts_is_told_where_it_is_known() -> None:
+    instance = Instance()
+    assert (await get(instance, "/api/status"))["accuracy"] == []
+    instance.totals = {"root_q_error{2.0}": 8, "root_q_error_server{100.0}": 8, "sub_plan_q_error{1.1}": 0}
+    (found,) = (await get(instance, "/api/status"))["accuracy"]
+    assert (found["what"], found["count"]) == ("statements", 8)
+    assert 1.5 < found["model"] <= 2.0
+    assert 30.0 < found["server"] <= 100.0
 
 
 async def test_models_are_graded_by_the_settings() -> None:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.admin.app import create_app
 from proxy.admin.server import AdminServer
 from proxy.admin.source import ModelStatus, PlannerStatus
-from proxy.metrics import SUPERVISOR_METRICS, WORKER_METRICS
+from proxy.declared_metrics import PREFIX, declared
 from tests.proxy.admin.instance import Instance, client
 
 
@@ -22,9 +22,8 @@ async def test_metrics_are_what_prometheus_reads() -> None:
         answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
-    declared = {f"pilotwire_{metric.name}" for metric in (*WORKER_METRICS, *SUPERVISOR_METRICS.values())}
-    assert declared <= families.keys()
-    assert all(families[name].documentation for name in declared)
+    assert {f"{PREFIX}{metric.name}" for metric in declared()} == families.keys()
+    assert all(family.documentation for family in families.values())
     samples = {
         (sample.name, *sample.labels.values()): sample.value
         for family in families.values()
@@ -47,6 +46,7 @@ async def test_openmetrics_is_given_to_who_asks_for_it() -> None:
         answer = await http.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
+    assert "# UNIT pilotwire_wire_seconds seconds\n" in answer.text
 
 
 async def test_health_is_about_workers_alone() -> None:

@@ -13,11 +13,15 @@ from proxy.admin.source import Client, ModelStatus, PlannerStatus, RefusedError,
 from proxy.console_db.answering import PAGE, answer
 from proxy.console_db.commands import SHOWN
 from proxy.console_db.replies import data_rows, row_description
-from proxy.console_db.tables import Cell, Paused
+from proxy.console_db.tables import Cell, DatabaseStats, Paused
+from proxy.database_counters import TOLD
 from proxy.metrics import Counters
 from tests.proxy.admin.instance import Instance, latency
 
 CLIENT = Client("0.1", "app", "shop", "psql", "10.0.0.1", True, False, datetime(2026, 1, 2, tzinfo=UTC), "idle", 0, 0)
+
+
+FIGURES = dict.fromkeys(TOLD, 20.0) | {"database_statement_seconds": 0.25}
 
 
 class Source(Instance):
@@ -41,8 +45,11 @@ class Source(Instance):
         self.running -= 1
         return self.running
 
+    async def stats(self) -> Sequence[DatabaseStats]:
+        return [DatabaseStats("shop", FIGURES, {name: value / 2 for name, value in FIGURES.items()}, 5.0)]
+
     async def servers(self) -> Sequence[Mapping[str, Cell]]:
-        return [{"database": "shop", "pid": 7, "state": "idle"}]
+        return [{"database": "shop", "pid": 7, "state": "idle", "addr": "::1:5432", "client": "0.1"}]
 
     async def set(self, name: str, value: str, actor: str) -> None:
         self.did.append(("set", name, value, actor))
@@ -77,18 +84,34 @@ async def test_what_the_tables_say() -> None:
     counters = Counters()
     counters.steering_steered = 5
     counters.steering_reasons["cheap"] += 9
-    counters.statements = 20
     source.totals = counters.snapshot()
-    assert (await shown(source, "stats"))[0]["total_query_count"] == 20
     assert await shown(source, "decisions") == [
         {"decision": "cheap", "statements": 9},
         {"decision": "steered", "statements": 5},
     ]
     databases = {row["name"]: row for row in await shown(source, "databases")}
-    assert databases["shop"]["clients"] == 3
-    assert databases["quiet"]["paused"] is True
+    assert databases["shop"]["current_client_connections"] == 3
+    assert (databases["shop"]["host"], databases["shop"]["port"]) == ("127.0.0.1", 5432)
+    assert databases["quiet"]["paused"] == 1
     assert [row["saved_ms"] for row in await shown(source, "memory")] == [50.0]
     assert await shown(source, "mode") == [{"mode": "on"}]
+
+
+async def test_columns_are_those_of_pgbouncer() -> None:
+    """What is called as there means the same; what means something else has another name."""
+    source = Source()
+    source.connected = [CLIENT, replace(CLIENT, id="0.2", peer="")]
+    stats = (await shown(source, "stats"))[0]
+    assert stats["database"] == "shop"
+    assert (stats["total_query_count"], stats["total_query_time"]) == (20, 250_000)
+    assert (stats["avg_query_count"], stats["avg_query_time"]) == (2, 12_500)
+    pool = (await shown(source, "pools"))[0]
+    assert pool["cl_active"] == 3, "clients that do nothing are active ones there"
+    assert {"sv_active", "sv_idle", "sv_login", "maxwait", "maxwait_us", "pool_mode"} <= pool.keys()
+    assert [row["addr"] for row in await shown(source, "clients")] == ["10.0.0.1", "unix"]
+    server = (await shown(source, "servers"))[0]
+    assert (server["addr"], server["port"], server["remote_pid"], server["link"]) == ("::1", 5432, 7, "0.1")
+    assert {row["changeable"] for row in await shown(source, "config")} == {"yes", "no"}
 
 
 async def test_clients_come_in_pages() -> None:

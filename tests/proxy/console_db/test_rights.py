@@ -8,7 +8,7 @@ import pytest
 
 from proxy.auth import Authenticator
 from proxy.auth.exchange import ScramExchange
-from proxy.console_db.rights import Rights, meant, rights
+from proxy.console_db.rights import Rights, meant, rights, say_who
 from proxy.login import Login, NoCredential, RelayCredential
 from proxy.logs import Log
 from proxy.settings import ProxySettings
@@ -57,3 +57,19 @@ async def test_where_the_server_verifies_clients_the_proxy_does_it_for_its_own_d
     own = await authenticator.begin("app", "pilotwire", own=True, **about)
     assert isinstance(own, ScramExchange)
     assert not own.done
+
+
+def test_the_start_says_who_is_the_administrator_where_nobody_is_named() -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    class Lines(Log):
+        def event(self, name: str, /, *, level: Any = "info", **fields: Any) -> None:
+            told.append((name, fields))
+
+    log = Lines("test", fd=-1)
+    for quiet in (settings(admin_users=["dba"]), settings(admin_database="")):
+        say_who(quiet, log)
+    assert told == []
+    say_who(settings(), log)
+    ((event, fields),) = told
+    assert (event, fields["admin"]) == ("admin_users_not_set", "app")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import pytest
 
-from planner.messages import Answer
+from planner.messages import Answer, Observed
 from proxy.wire.messages import query
 from tests.proxy.pooled_fixtures import sample
 from tests.proxy.steering.planner import ScriptedPlanner
@@ -33,8 +35,25 @@ async def test_a_comment_goes_in_front(client: WireClient, planner: ScriptedPlan
     # The second time nobody is asked.
     assert await client.value(text) == MARK + text
     assert len(planner.asks) == 1
-    await eventually(lambda: len(planner.observed) >= 2, what="what was measured is told")
-    assert {(seen.steered, seen.model, seen.template) for seen in planner.observed} == {(True, "test-1", ask.template)}
+
+    def told() -> list[Observed]:
+        return [told for told in planner.observed if told.template == ask.template]
+
+    await eventually(lambda: len(told()) >= 2, what="what was measured is told")
+    assert {(seen.steered, seen.model) for seen in told()} == {(True, "test-1")}
+
+
+async def test_a_comment_of_the_clients_counts_for_nothing(client: WireClient, planner: ScriptedPlanner) -> None:
+    planner.steer(MARK)
+    text = seen()
+    tagged = (f"{text} /*traceparent='00-1'*/", f"/* two */ {text}", text, f"{text} -- '")
+    # What the server gets is the client's text, byte for byte.
+    assert [await client.value(one) for one in tagged] == [MARK + one for one in tagged]
+    (ask,) = planner.asks
+    assert ask.text.decode() == text
+    for barred in (f"{text} /* pilotwire: off */", f"/*+ Set(jit off) */ {text}"):
+        assert await client.value(barred) == barred
+    assert len(planner.asks) == 1
 
 
 async def test_inside_a_transaction(client: WireClient, planner: ScriptedPlanner) -> None:
@@ -208,7 +227,7 @@ async def test_shadow_asks_and_changes_nothing(client: WireClient, planner: Scri
     text = seen()
     assert await client.value(text) == text
     assert len(planner.asks) == 1
-    await eventually(lambda: len(planner.observed) >= 3, what="it is measured")
+    await eventually(lambda: any(told.reason == "observe" for told in planner.observed), what="it is measured")
 
 
 async def test_the_answer_may_be_for_the_template(client: WireClient, planner: ScriptedPlanner) -> None:
@@ -255,6 +274,26 @@ async def test_a_cancel_reaches_the_statement_that_waits(
     task = asyncio.create_task(error_of(client, text))
     await eventually(lambda: len(planner.asks) == 1, what="the planner is asked")
     await client.cancel(steered)
+    assert (await task).sqlstate == "57014"
+
+
+async def test_a_cancel_that_would_overtake_the_statement_that_waits(
+    client: WireClient, planner: ScriptedPlanner, steered: Proxy
+) -> None:
+    """The server gets both at once; a request that finds its backend idle hits nothing."""
+    backend = int(await client.value("select pg_backend_pid()") or 0)
+    planner.script = lambda ask: None
+    task = asyncio.create_task(error_of(client, joined("pg_sleep(20)", " limit 1")))
+    await eventually(lambda: len(planner.asks) == 1, what="the planner is asked")
+    os.kill(backend, signal.SIGSTOP)
+    before = sample(steered, "cancels_forwarded_total")
+    cancelling = asyncio.create_task(client.cancel(steered))
+    try:
+        await eventually(lambda: sample(steered, "cancels_forwarded_total") > before, what="the request is sent")
+        await asyncio.sleep(0.01)
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    await cancelling
     assert (await task).sqlstate == "57014"
 
 

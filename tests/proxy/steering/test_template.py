@@ -8,9 +8,21 @@ import pglast
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pglast.parser import ParseError, fingerprint
+from pglast.parser import ParseError, fingerprint, scan
 
-from proxy.steering.template import BROKEN, HINTED, OPTED_OUT, SEVERAL, joined, may_join, template
+from planner.memory import comments
+from proxy.steering.template import (
+    BROKEN,
+    HINTED,
+    JOINS,
+    OPTED_OUT,
+    SETS,
+    SEVERAL,
+    glance,
+    joined,
+    template,
+    uncommented,
+)
 
 
 def key(text: str) -> bytes:
@@ -116,6 +128,62 @@ def test_white_space_and_case_and_comments_do_not_matter(rest: str, conforming: 
         assert more == flags
 
 
+COMMENTS = ("C_COMMENT", "SQL_COMMENT")
+
+
+def tokens(text: str) -> list[tuple[str, str]] | None:
+    """PostgreSQL's own tokens without comments; None for what cannot be read."""
+    try:
+        return [(one.name, text[one.start : one.end + 1]) for one in scan(text) if one.name not in COMMENTS]
+    except (ParseError, UnicodeError):
+        return None
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+@settings(max_examples=400, deadline=None)
+@example("'a' /* x */\n'b'")
+@example("'a' -- x\n'b' -- y")
+@example("1 <--2\n, 2 */*x*/ 3, '--', \"/*\", $$ /* $$ -- /* a")
+def test_without_comments_a_text_has_the_same_tokens(rest: str) -> None:
+    """Both of the worker's and the planner's making, and both agree where the text can be read."""
+    text = "select " + rest
+    whole = tokens(text)
+    if whole is None:
+        return
+    ours, theirs = uncommented(text.encode()).decode(), comments.uncommented(text)
+    assert tokens(theirs) == whole
+    if not template(text.encode())[1] & BROKEN:
+        assert ours == theirs
+        assert tokens(ours) == whole
+        assert print_of(ours) == print_of(text)
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.text("ab'\"$;-*\n/ ", max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_comments_that_differ_make_no_other_text(rest: str, said: str) -> None:
+    text = b"select " + rest.encode()
+    if template(text)[1] & BROKEN:
+        return
+    made = said.replace("*/", "").replace("/*", "").strip("/*").encode()
+    plain = uncommented(text)
+    tagged = (b"/* a */ " + text + b"\n/*" + made + b" */", text + b" -- " + made.replace(b"\n", b" "))
+    if b"--" not in text and b"/*" not in text:
+        assert plain is text
+        plain = plain.strip(b" \t\n\r\f\v")
+    if not text.rsplit(b"\n", 1)[-1].count(b"--"):
+        assert {uncommented(one) for one in tagged} == {plain}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["select 1", "select '-- no', \"/* no */\", $$ -- $$", "/*+ Set(a b) */ select 1", "select 1 /* pilotwire: off */",
+     "select '/* x", "select 1 /* x", "select 1 /* /* x */"],
+)  # fmt: skip
+def test_what_is_no_plain_comment_stays(text: str) -> None:
+    assert uncommented(text.encode()) == text.encode()
+    assert comments.uncommented(text) == text
+
+
 @pytest.mark.parametrize(
     ("text", "flags"),
     [
@@ -204,7 +272,12 @@ def test_joined_tables_are_counted(text: str, tables: int) -> None:
     ],
 )
 def test_most_statements_are_told_at_once(text: str) -> None:
-    assert not may_join(text.encode())
+    assert not glance(text.encode()) & JOINS
+
+
+@pytest.mark.parametrize("text", ["SET a = 1", "reset a", "select set_config('a', 'b', true)", "DISCARD ALL"])
+def test_what_may_change_a_setting_is_looked_at(text: str) -> None:
+    assert glance(text.encode()) & SETS
 
 
 @pytest.mark.parametrize(
@@ -223,7 +296,7 @@ def test_most_statements_are_told_at_once(text: str) -> None:
     ],
 )
 def test_what_may_join_is_looked_at(text: str) -> None:
-    assert may_join(text.encode())
+    assert glance(text.encode()) == JOINS
 
 
 @pytest.mark.parametrize(
@@ -253,7 +326,7 @@ def test_hostile_texts_take_linear_time(unit: str) -> None:
     text = ("select " + unit * (65_000 // len(unit))).encode()
     began = time.process_time()
     template(text)
-    may_join(text)
+    glance(text)
     joined(text)
     assert time.process_time() - began < 0.5
 
@@ -264,7 +337,7 @@ def test_any_bytes(text: bytes, conforming: bool) -> None:
     found, _ = template(text, conforming=conforming)
     assert isinstance(found, bytes)
     assert joined(found) >= 0
-    may_join(text)
+    glance(text)
 
 
 def test_each_dollar_tag_is_distinct() -> None:

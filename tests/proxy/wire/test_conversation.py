@@ -286,6 +286,19 @@ TRANSCRIPTS: dict[str, Callable[[], Transcript]] = {
         .server(ready())
         .idle()
     ),
+    "copy in refused by the server, a client that sends it all the same and then nothing": lambda: (
+        Transcript()
+        .client(query("copy"))
+        .server(COPY_IN)
+        .client(copy_data())
+        .server(error(), ready())
+        .idle()
+        .client(copy_data(), copy_data(), FLUSH, COPY_DONE)
+        .idle()
+    ),
+    "flush behind what was answered before its sync": lambda: (
+        Transcript().client(parse(), FLUSH).server(PARSED).client(FLUSH).busy().client(SYNC).server(ready()).idle()
+    ),
     "stray copy messages": lambda: (
         Transcript().client(copy_data(), COPY_DONE, copy_fail(), query("x")).busy().server(done(), ready()).idle()
     ),

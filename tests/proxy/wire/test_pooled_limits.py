@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.wire.messages import query
-from proxy.wire.pins import (
-    PIN_MEMORY,
-    PIN_SETTINGS,
-)
+from proxy.wire.pins import PIN_ADVISORY, PIN_LARGE, PIN_MEMORY, PIN_SETTINGS, PIN_TEMPORARY
 from proxy.wire.prepared import Statement
 from proxy.wire.prepared_cache import PreparedCache
 from tests.proxy.wire.pooled_transcript import PooledTranscript, asks, our
@@ -31,12 +28,37 @@ from tests.proxy.wire.transcript import (
 
 @pytest.mark.parametrize("piece", [6, 9000, 50_000, 200_000])
 def test_a_long_query_is_not_taken_for_its_beginning(piece: int) -> None:
-    """What its beginning says (a prepared statement's name, a SET) must not be acted on."""
+    """What its beginning says (a prepared statement's name) must not be acted on."""
     transcript = PooledTranscript().client(parse("s"), SYNC, becomes=[parse(our(1)), SYNC]).server(PARSED, ready())
     long = query("execute s(" + "1" * 100_000 + ")")
     sent = b"".join(transcript.talk.from_client(long[at : at + piece]) for at in range(0, len(long), piece))
     assert sent == long
-    transcript.server(COLUMNS, row(b"1"), done("SELECT 1"), ready()).pinned(PIN_SETTINGS)
+    transcript.server(COLUMNS, row(b"1"), done("SELECT 1"), ready()).unlink()
+
+
+@pytest.mark.parametrize("piece", [6, 9000, 50_000, 200_000])
+@pytest.mark.parametrize(
+    ("words", "tag", "pin"),
+    [
+        ("'a settled offset, set'", "SELECT 1", 0),
+        ("set_config('work_mem', '1MB', false)", "SELECT 1", PIN_SETTINGS),
+        ("pg_try_advisory_lock(1)", "SELECT 1", PIN_ADVISORY),
+        ("1; end; begin set work_mem = 1; end", "DO", PIN_SETTINGS),
+        ("x into temporary t", "SELECT 1", PIN_TEMPORARY),
+        ("set_config('work_mem', '1MB', false)", "INSERT 0 1", 0),
+    ],
+)
+def test_a_long_query_pins_by_what_is_in_it(words: str, tag: str, pin: int, piece: int) -> None:
+    transcript = PooledTranscript()
+    long = query("select " + "1, " * 30_000 + words + ", 2" * 30_000)
+    sent = b"".join(transcript.talk.from_client(long[at : at + piece]) for at in range(0, len(long), piece))
+    assert sent == long
+    transcript.server(done(tag), ready()).pinned(pin)
+    transcript = PooledTranscript()
+    long = parse("", long[5:-1].decode())
+    sent = b"".join(transcript.talk.from_client(long[at : at + piece]) for at in range(0, len(long), piece))
+    assert sent == long
+    transcript.client(bind(), execute(), SYNC).server(PARSED, BOUND, done(tag), ready()).pinned(pin | PIN_LARGE)
 
 
 def test_eviction_stays_within_bytes() -> None:

@@ -15,6 +15,7 @@ from proxy.wire.statements import (
     SETS,
     TEMPORARY,
     UNLOCKS,
+    changes_reading,
     classify,
     databases_named,
     identifier,
@@ -116,6 +117,11 @@ def test_an_updated_view() -> None:
         ("  ;DEALLOCATE PREPARE My_Name;", "my_name"),
         ('deallocate "My ""Name"""', 'My "Name"'),
         ("execute s(1, 'two')", "s"),
+        ("explain analyze execute s", "s"),
+        ("explain (analyze, costs off)execute q", "q"),
+        ("explain execute s", "s"),
+        ("/* from: a */ -- b\n execute s", "s"),
+        ("/* execute t */ select 1", None),
         ("deallocate all", None),
         ("deallocate prepare all", None),
         ('deallocate "all"', "all"),
@@ -128,11 +134,40 @@ def test_prepared_name(text: str, name: str | None) -> None:
     if found is None:
         assert name is None
         return
-    start, end, folded = found
+    start, end, folded, deallocates = found
     assert folded.decode() == name
+    assert deallocates == ("deallocate" in text.lower())
     assert text.encode()[:start] + b"X" + text.encode()[end:] == text.encode().replace(
         text.encode()[start:end], b"X", 1
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("set transform_null_equals = on", True),
+        ("SET LOCAL xmloption TO content", True),
+        ("set xml option document", True),
+        ("begin; set session array_nulls = off", True),
+        ("/* a */ reset lc_monetary", True),
+        ("select set_config('array_nulls', 'off', true)", True),
+        ("select set_config($1, $2, false)", True),
+        ("do $$ begin set lc_monetary = 'C'; end $$", True),
+        ("update pg_settings set setting = 'off' where name = 'array_nulls'; select 1", True),
+        ("select set_config('app.tenant', $1, true)", False),
+        ("set application_name = 'transform_null_equals'", False),
+        ("set time zone 'UTC'", False),
+        ("set session authorization joe", False),
+        ("set transaction isolation level serializable", False),
+        ("set constraints all deferred", False),
+        ("set enable_hashjoin = off; reset statement_timeout", False),
+        ("reset all", False),
+        ("update t set array_nulls = 1", False),
+        ("select 1", False),
+    ],
+)
+def test_settings_by_which_texts_are_read(text: str, expected: bool) -> None:
+    assert changes_reading(text.encode()) is expected
 
 
 def test_databases_named() -> None:
@@ -149,6 +184,7 @@ def test_quoting() -> None:
 @given(st.binary(max_size=300))
 def test_any_text_is_taken(text: bytes) -> None:
     classify(text)
+    changes_reading(text)
     settings_named(text)
     prepared_name(text)
     databases_named(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from planner.snapshot import Snapshot
 from planner.sql import read
-from training.sources.parameters import bound, likely
+from training.queries import Query, Workload
+from training.sources.parameters import bound, likely, variants, with_likely_values
 
 JOINED = "SELECT count(*) FROM customers c JOIN orders o ON c.id = o.customer_id WHERE "
 
@@ -82,3 +84,29 @@ def test_no_likely_value(text: str, reason: str, shop_snapshot: Snapshot) -> Non
     filled, why = likely(text, shop_snapshot, ("public",), random.Random(1))
     assert filled is None
     assert why == reason
+
+
+def test_without_a_sample_statistics_tell(shop_snapshot: Snapshot) -> None:
+    """The most common values, and bounds of the histogram."""
+    tables = {place: replace(table, sample=None) for place, table in shop_snapshot.tables.items()}
+    bare = replace(shop_snapshot, tables=tables)
+    texts, reason = variants(JOINED + "o.status = $1 AND c.age < $2", bare, ("public",), count=20)
+    assert not reason
+    assert len(texts) > 5
+    orders = bare.tables["public", "orders"].columns["status"].statistics
+    assert orders is not None
+    assert orders.common_values
+    found = {text.split("o.status = '")[1].split("'")[0] for text in texts}
+    assert found <= {str(value) for value in (*orders.common_values, *orders.histogram)}
+    assert texts == variants(JOINED + "o.status = $1 AND c.age < $2", bare, ("public",), count=20)[0]
+
+
+def test_a_workload_keeps_what_has_no_parameters(shop_snapshot: Snapshot) -> None:
+    texts = [JOINED + "c.age < 4", JOINED + "c.age < $1", JOINED + "c.age + $1 > 5", "SELECT '$1'", "SELEC $1"]
+    queries = tuple(Query(line, text) for line, text in enumerate(texts, 1))
+    workload, given = with_likely_values(Workload(queries), shop_snapshot, ("public",))
+    assert given == 1
+    assert {query.line for query in workload.queries} == {1, 2, 4, 5}
+    assert [(one.line, one.reason) for one in workload.skipped] == [
+        (3, "it has parameters without values (no likely value for $1)")
+    ]

@@ -10,7 +10,8 @@ from planner.snapshot import Snapshot
 from tests.conftest import StartPostgres
 from tests.training import shop
 from training.errors import TrainingError
-from training.sources.pg_stat_statements import VARIANTS, read_statements
+from training.sources.parameters import VARIANTS
+from training.sources.pg_stat_statements import read_statements
 
 JOINED = "SELECT count(*) FROM customers c JOIN orders o ON c.id = o.customer_id"
 

@@ -42,6 +42,15 @@ def test_the_rules(ours: Figures, better: bool, why: str) -> None:
     assert (found, why in said) == (better, True), said
 
 
+def test_a_model_of_settings_is_judged_by_time_alone() -> None:
+    none = replace(CHAMPION, sub_plans=0, error=0.0, p90=1.0)
+    found, said = compare(replace(none, total_ms=5_000.0), none, 0.05, estimates=False)
+    assert found
+    assert "q-error" not in said
+    assert not compare(replace(none, error=9.0, p90=99.0), none, 0.05, estimates=False)[0]
+    assert "too few" in compare(replace(none, statements=4), none, 0.05, estimates=False)[1]
+
+
 def test_a_model_is_never_better_than_itself() -> None:
     assert not compare(CHAMPION, CHAMPION, 0.0001)[0]
 

@@ -24,6 +24,7 @@ from tests.support.postgres import Postgres
 from tests.support.waiting import wait_until
 from tests.training import shop
 from training import gbdt
+from training.errors import TrainingError
 from training.trainer import challenge, files, handover
 from training.trainer import trainer as trainer_module
 from training.trainer.events import Marks
@@ -85,15 +86,41 @@ async def test_a_better_model_takes_over_and_one_as_good_does_not(
     assert [model.label for model in handover.serving(settings.models)] == [served.label]
 
     before = (settings.models / "trained.onnx").read_bytes()
-    good, trainer, said = await once(settings, now=True)
+    # Too little for a model of settings is no failure.
+    good, trainer, said = await once(replace(settings, arms_budget=0.001), now=True)
     job = trainer.jobs.known()[0]
     assert (good, job.outcome) == (True, "kept"), said
+    assert "; settings: only" in job.why
     assert job.figures["champion"]["name"] == served.label
     assert job.why in said[-1]
     assert (settings.models / "trained.onnx").read_bytes() == before
     assert handover.candidate_path(settings.models, "trained").exists()
     # Nothing was counted a second time.
     assert job.figures["training"]["counts_known"] > 50
+
+
+async def test_settings_are_trained_where_asked_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models by themselves; an attempt that fails in the second does not do the first again."""
+    trained: list[str] = []
+    train = vars(trainer_module)["train_model"]
+
+    async def noting(*arguments: object, **options: object) -> object:
+        trained.append(str(options["kind"]))
+        if trained == ["cardinality", "hints"]:
+            raise TrainingError("no luck")
+        return await train(*arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "train_model", noting)
+    settings = replace(settings, arms_budget=6.0, run_budget=1.0, first_delay=0.0)
+    good, trainer, said = await once(settings, now=True)
+    (job,) = trainer.jobs.known()
+    assert not good
+    assert (job.state, job.attempts, job.errors) == (JobState.DONE, 2, ["no luck"]), said
+    assert trained == ["cardinality", "hints", "hints"]
+    assert "; settings: " in job.why
+    assert job.figures["settings"]["training"]["model"].startswith("trained-settings-")
+    assert Path(job.report).with_stem(f"{job.id}-settings").exists()
+    assert handover.candidate_path(settings.models, "trained-settings").exists()
 
 
 async def test_a_job_that_keeps_failing_is_set_aside(settings: Settings) -> None:

@@ -3,7 +3,7 @@
 import { call, post } from "../api.js";
 import { lines } from "../charts.js";
 import { ask, tell } from "../dialogs.js";
-import { chip, count, empty, h, panel, table } from "../dom.js";
+import { chip, count, empty, factor, h, panel, table } from "../dom.js";
 import { modelsPanel } from "./status.js";
 
 export const title = "Models";
@@ -41,12 +41,30 @@ export function render({ status, history, found }, where, refresh) {
     found.off && h("p", { class: "note" }, `${found.off[0].toUpperCase()}${found.off.slice(1)}.`),
     files(found.models, refresh),
     modelsPanel(status, history),
+    accuracy(status.accuracy),
     h("div", { class: "grid" }, history.data.map((one) => panel(
       `P95 of ${one.model}, last 24 hours`,
-      lines(one.data_points.map((point) => [new Date(point.timestamp), point.p95_latency_ms]), { label: `95th percentile of ${one.model} over 24 hours`, limits: [status.latency_good_ms, status.latency_warning_ms] }),
+      lines(one.data_points.map((point) => [new Date(point.timestamp), point.p95_latency_ms]), { label: `95th percentile of ${one.model} over 24 hours`, limits: [status.latency_good_ms, status.latency_warning_ms], width: 400 }),
       h("p", { class: "legend" }, "Broken lines: the limits of good and of warning."),
     ))),
   ];
+}
+
+function accuracy(rows) {
+  if (!rows.length) return null;
+  const words = { statements: "Whole statements: the rows that clients got", joins: "Joins inside statements, run again as samples" };
+  return h(
+    "section",
+    { class: "panel" },
+    h("h2", {}, "Accuracy of row counts"),
+    table("Accuracy of row counts", [
+      { head: "Predicted rows of", cell: (row) => words[row.what] },
+      { head: "Model off by", num: true, cell: (row) => h("b", { class: row.model <= row.server ? "gain" : "loss" }, factor(row.model)) },
+      { head: "Server off by", num: true, cell: (row) => factor(row.server) },
+      { head: "Compared", num: true, wide: true, cell: (row) => count(row.count) },
+    ], rows),
+    h("p", { class: "legend" }, "Medians since the start; 1× is exact. Samples are run where accuracy_samples allows it."),
+  );
 }
 
 function files(models, refresh) {

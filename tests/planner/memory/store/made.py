@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.memory.records import (
     ArmRecord,
     Execution,
+    GuardRecord,
     HistoryPoint,
     LedgerEntry,
     QueryRecord,
@@ -37,7 +38,7 @@ def arm(number: int = 1, name: str = "no_hashjoin", **fields: object) -> ArmReco
         "key": key(number), "arm": name, "state": State.TRIAL, "advice": ADVICE, "dialect": "pg_hint_plan",
         "model": "shop-1.0.0", "latencies": (4.0, 5.0), "baseline": (9.0, 10.0), "runs": 2, "losses": 1,
         "expected_gain": 2.5, "measured_gain": 2.0, "schema_hash": "ab", "server_version": 180001, "drift": "cd",
-        "why": "because", "updated": NOW,
+        "why": "because", "updated": NOW, "moments": (NOW - 2.0, NOW - 1.0), "since": NOW - 60.0,
     }  # fmt: skip
     return ArmRecord(**{**values, **fields})  # type: ignore[arg-type]
 
@@ -47,6 +48,7 @@ def line(number: int = 1, **fields: object) -> LedgerEntry:
         "at": NOW + number, "kind": "state", "key": key(number), "database": "shop", "fingerprint": "f1",
         "arm": "no_hashjoin", "advice": ADVICE, "model": "shop-1.0.0", "before": "candidate", "after": "trial",
         "expected_gain": 2.5, "measured_gain": 2.0, "took_ms": 4.5, "why": "because", "text": f"SELECT {number}",
+        "scope": "query",
     }  # fmt: skip
     return LedgerEntry(**{**values, **fields})  # type: ignore[arg-type]
 
@@ -67,3 +69,8 @@ def point(number: int = 1, **fields: object) -> HistoryPoint:
         "p50": 1.0, "p95": 2.0, "p99": 3.0,
     }  # fmt: skip
     return HistoryPoint(**{**values, **fields})  # type: ignore[arg-type]
+
+
+def guard(number: int = 1, **fields: object) -> GuardRecord:
+    values: dict[str, object] = {"name": f"breaker trials m-{number}", "content": "{}", "updated": NOW}
+    return GuardRecord(**{**values, **fields})  # type: ignore[arg-type]

@@ -15,14 +15,14 @@ from sqlalchemy import text
 
 from planner.memory.records import ArmRecord, LedgerEntry, QueryRecord, State, StoredAdvice
 from planner.memory.store import Retention, Store, StoreError, open_store
-from tests.planner.memory.store.made import NOW, TEMPLATE, arm, execution, key, line, point, query
+from tests.planner.memory.store.made import NOW, TEMPLATE, arm, execution, guard, key, line, point, query
 
 replace = msgspec.structs.replace
 
 
 def test_all_comes_back(url: str) -> None:
     with open_store(url, literals=True) as store:
-        saved = store.save([query()], [arm()], [line()], [execution()], [point()])
+        saved = store.save([query()], [arm()], [line()], [execution()], [point()], [guard()])
         [entry], [sample] = store.ledger(), store.executions()
         shape = "SELECT * FROM orders WHERE id = "
         assert saved.queries == [query(revision=saved.revision, shape=saved.queries[0].shape)]
@@ -32,6 +32,9 @@ def test_all_comes_back(url: str) -> None:
         assert entry == line(id=entry.id, uid=entry.uid)
         assert sample == execution(id=sample.id, uid=sample.uid)
         assert store.history() == [point()]
+        assert store.changed_since(0).guards == [guard(revision=saved.revision)]
+        store.save(guards=[guard(content="older", updated=1.0)])
+        assert store.changed_since(saved.revision).guards == []
         assert entry.uid
         assert sample.uid
     with open_store(url) as again:
@@ -124,10 +127,12 @@ class TestStale:
     def test_a_persons_decision_stands(self, store: Store) -> None:
         [known] = store.save(arms=[arm()]).arms
         store.save(arms=[replace(known, state=State.REJECTED, actor="ann", why="no")])
-        store.save(arms=[replace(known, state=State.APPROVED, runs=9, latencies=(1.0,))])
+        pair = {"latencies": (1.0,), "baseline": (3.0,), "moments": (NOW,)}
+        store.save(arms=[replace(known, state=State.APPROVED, runs=9, **pair)])
         [found] = store.arms()
         assert (found.state, found.actor, found.why) == (State.REJECTED, "ann", "no")
-        assert (found.runs, found.latencies) == (9, (1.0,))
+        # What it has measured is added to what was known.
+        assert (found.runs, found.latencies, found.baseline) == (9, (4.0, 5.0, 1.0), (9.0, 10.0, 3.0))
         # Having seen it, the system may decide again.
         store.save(arms=[replace(found, state=State.EXPIRED, actor="system", why="another schema")])
         assert store.arms()[0].state is State.EXPIRED
@@ -180,9 +185,9 @@ class TestWatching:
             seen += [record.key for record in changes.queries]
         assert sorted(seen) == sorted(key(number) for number in [*range(1, 8), *range(20, 26)])
         assert parts >= 3
-        assert store.changed_since(revision) == (revision, [], [])
+        assert store.changed_since(revision) == (revision, [], [], [])
         store.save(ledger=[line()], executions=[execution()])
-        assert store.changed_since(revision) == (revision, [], [])
+        assert store.changed_since(revision) == (revision, [], [], [])
         store.save(arms=[arm(3, state=State.APPROVED)])
         assert [record.key for record in store.changed_since(revision).arms] == [key(3)]
 

@@ -15,7 +15,7 @@ from planner.memory.records import State
 from planner.memory.store import Store, StoreError, open_store
 from planner.memory.store.ledger_export import as_json, json_lines, write_parquet
 from planner.memory.store.transfer import copy, export_lines, import_lines
-from tests.planner.memory.store.made import NOW, arm, execution, key, line, point, query
+from tests.planner.memory.store.made import NOW, arm, execution, guard, key, line, point, query
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def held(store: Store) -> list[str]:
     """What a store holds, but for what numbers its rows."""
     records = [
         *store.changed_since(0).queries,
+        *store.changed_since(0).guards,
         *store.arms(),
         *store.stream_ledger(),
         *store.executions(),
@@ -51,8 +52,8 @@ def held(store: Store) -> list[str]:
 def test_there_and_back(source: Store, store: Store, tmp_path: Path) -> None:
     told: list[int] = []
     # More than goes into one statement.
-    source.save([query(number) for number in range(50, 1300)])
-    expected = {"query": 1299, "arm": 2, "ledger": 30, "execution": 3, "history": 2}
+    source.save([query(number) for number in range(50, 1300)], guards=[guard()])
+    expected = {"query": 1299, "arm": 2, "ledger": 30, "execution": 3, "history": 2, "guard": 1}
     assert import_lines(store, export_lines(source, told.append)) == expected
     assert sum(told) == sum(expected.values())
     assert held(store) == held(source)

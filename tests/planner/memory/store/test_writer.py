@@ -21,7 +21,7 @@ from planner.memory.store import Changes, Retention, StoreError, open_store
 from planner.memory.store.rows import Record
 from planner.memory.store.writer import Writer
 from tests.conftest import StartPostgres
-from tests.planner.memory.store.made import NOW, arm, execution, key, line, point, query
+from tests.planner.memory.store.made import NOW, arm, execution, guard, key, line, point, query
 from tests.support.waiting import wait_until
 
 replace = msgspec.structs.replace
@@ -66,13 +66,20 @@ def test_the_latest_record_is_written_with_its_line(url: str) -> None:
     with writing(url, kept) as writer:
         for runs in range(20):
             assert writer.put(query(calls=runs), arm(runs=runs), line(runs))
-        writer.put(execution(), point())
+        writer.put(execution(), point(), guard(content="older"), guard())
         assert writer.flush()
         stats = writer.stats()
     with open_store(url) as store:
         assert (store.queries()[0].calls, store.arms()[0].runs) == (19, 19)
         assert [entry.at - NOW for entry in store.ledger()] == list(range(19, -1, -1))
-        assert store.counts() == {"queries": 1, "arms": 1, "ledger": 20, "query_metrics": 1, "metric_history": 1}
+        assert store.counts() == {
+            "queries": 1,
+            "arms": 1,
+            "ledger": 20,
+            "query_metrics": 1,
+            "metric_history": 1,
+            "guards": 1,
+        }
     told = [record for record in kept.committed if isinstance(record, ArmRecord)]
     assert told[-1].runs == 19
     assert told[-1].revision > 0
@@ -155,7 +162,7 @@ class TestFaults:
             assert {name: stats.dropped[name] for name in ("execution", "query", "ledger")} == {
                 "execution": 15, "query": 15, "ledger": 15,
             }  # fmt: skip
-            assert stats.pending == {"query": 10, "arm": 0, "ledger": 10, "execution": 10, "history": 0}
+            assert stats.pending == {"query": 10, "arm": 0, "ledger": 10, "execution": 10, "history": 0, "guard": 0}
             wait_until(fails(writer, "gone"), what="it has failed")
             assert not writer.flush(1)
             assert writer.stats().pending == stats.pending
@@ -365,7 +372,7 @@ KILLED = """
 import os, sys, time
 from planner.memory.records import *
 from planner.memory.store.writer import Writer
-from tests.planner.memory.store.made import arm, execution, key, line
+from tests.planner.memory.store.made import arm, execution, guard, key, line
 def committed(records):
     for record in records:
         if isinstance(record, ArmRecord):
