@@ -29,6 +29,7 @@ REASONS: Final[dict[str, str]] = {
     "correlated": "its joins are in a sub-query for each row of another, which may be planned in two ways",
     "union_all": "it has a UNION ALL, which pg_hint_plan plans in parallel as soon as there is any hint",
     "volatile": "it calls a volatile function",
+    "others_code": "it names code of another user, which would run with our rights",
     "no_model": "no model serves",
     "no_dialect": "pg_hint_plan is not loaded in this server's sessions, and no model of settings serves",
     "schema_mismatch": "its tables have changed since the model was trained",

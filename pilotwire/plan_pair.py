@@ -24,6 +24,7 @@ from planner.control import Upstream
 from planner.dialects import render
 from planner.explore.runner import find_capabilities
 from planner.explore.server import EXPLAIN_LIMIT_MS, NotExplorableError, explain
+from planner.explore.trust import check_trusted
 from planner.memory.convert import to_advice
 from planner.memory.records import StoredAdvice
 
@@ -62,6 +63,7 @@ async def plan_pair(wanted: Wanted) -> dict[str, Any]:
 
 
 async def _both(connection: Any, wanted: Wanted) -> dict[str, Any]:
+    await check_trusted(connection, wanted.sql)
     plain = await _plan(connection, wanted, None)
     if wanted.advice is None:
         return {"plain": _shown(plain, None, ""), "steered": None, "note": "there is no advice for this query"}

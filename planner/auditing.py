@@ -22,6 +22,7 @@ from planner.control import Limits
 from planner.counters import Counters
 from planner.explore.server import Link, NotExplorableError, explain
 from planner.explore.throttle import active_backends
+from planner.explore.trust import check_trusted
 from planner.plan_rows import harvest
 from planner.verifying import Connector
 
@@ -74,6 +75,7 @@ class Auditor:
                 connection = await link.get()
                 if await active_backends(connection) > limits.audit_most_active:
                     return BUSY
+                await check_trusted(connection, one.text)
                 plan = await explain(
                     connection,
                     one.text,

@@ -21,6 +21,7 @@ import asyncpg
 
 from planner.explore.plans import honoured
 from planner.explore.server import NotExplorableError, explain
+from planner.explore.trust import check_trusted
 from planner.weighing import Verification
 
 MAX_WAITING: Final = 200
@@ -82,6 +83,7 @@ class Verifier:
         try:
             async with asyncio.timeout(3 * LIMIT_MS / 1000):
                 connection = await self._open(what.database)
+                await check_trusted(connection, what.text)
                 params = json.loads(what.params) if what.params else []
                 path = what.search_path
                 plain = await explain(connection, what.text, params, search_path=path, limit_ms=LIMIT_MS)

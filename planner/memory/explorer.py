@@ -31,6 +31,7 @@ from planner.advise import Statement as Looked
 from planner.explore.runner import LIMIT_MS, SPENT, ArmResults, Budget, StoppedError, find_capabilities, try_arms
 from planner.explore.server import Connection, Link, NotExplorableError, OutOfStepError, Statement, check, explain
 from planner.explore.throttle import Throttle
+from planner.explore.trust import OTHERS, check_trusted
 from planner.graph import NO_PARAMETERS, Parameters
 from planner.memory.convert import to_advice
 from planner.memory.evidence import Rules
@@ -283,7 +284,9 @@ class Explorer:
     async def _cost(self, sql: str) -> float:
         try:
             check(sql)
-            return (await explain(await self._run.get(), sql)).cost
+            connection = await self._run.get()
+            await check_trusted(connection, sql)
+            return (await explain(connection, sql)).cost
         except asyncpg.PostgresConnectionError:
             raise
         except (asyncpg.PostgresError, ValueError):
@@ -300,6 +303,11 @@ class Explorer:
         looked = self._look(wanted)
         if isinstance(looked, str):
             explored.reason = looked
+            return
+        try:
+            await check_trusted(await self._run.get(), wanted.sql)
+        except NotExplorableError:
+            explored.reason = OTHERS
             return
         snapshot = self._snapshot
         assert looked.resolved is not None

@@ -237,10 +237,11 @@ async def test_the_event_loop_is_not_kept(made_dsn: str) -> None:
     """Steps are measured in the CPU time of this thread: another program's turn on the core is none of the load's, and
     neither is the collection of all the garbage of the tests before."""
     opened = await asyncpg.connect(made_dsn)
-    longest, last, stop = 0.0, time.thread_time(), False
+    longest, stop = 0.0, False
 
     async def tick() -> None:
-        nonlocal longest, last
+        nonlocal longest
+        last = time.thread_time()
         while not stop:
             now = time.thread_time()
             longest, last = max(longest, now - last), now
