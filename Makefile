@@ -6,8 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DIR ?= .pilotwire
-# More than there are cores of the usual two: many tests wait for something.
-WORKERS ?= 3
+WORKERS ?= 2
 
 .PHONY: run test test-long test-compiled compiled bench bench-steer bench-guard conformance lint audit format install clean
 .DEFAULT_GOAL := run

@@ -141,7 +141,8 @@ class PlannerClient(asyncio.Protocol):
                 try:
                     await loop.create_unix_connection(lambda: self, self._path)
                 except OSError as error:
-                    if not self._complained:
+                    # A planner process takes some seconds to start; only after those is its absence worth a word.
+                    if not self._complained and self._retry >= RECONNECT_SECONDS[1]:
                         self._complained = True
                         self._log.event("planner_unreachable", level="warning", error=str(error))
                 else:

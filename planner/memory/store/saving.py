@@ -26,10 +26,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from planner.memory.evidence import together
 from planner.memory.records import ArmRecord, GuardRecord, LedgerEntry, QueryRecord, State
 from planner.memory.store.rows import from_row, to_row
-from planner.memory.store.tables import ARMS, GUARDS, QUERIES
+from planner.memory.store.tables import ARMS, GUARDS, LEDGER, QUERIES
 
 _CHUNK: Final = 300
 """Keys in one IN list."""
+_AT_ONCE_SECONDS: Final = 60.0
+"""Instances that come to the same conclusion within this time came to it from the same evidence."""
 SYSTEM: Final = "system"
 _DECISION: Final = ("state", "why", "actor")
 _WITHDRAWN: Final = frozenset({State.REJECTED, State.EXPIRED})
@@ -96,6 +98,31 @@ def save_guards(connection: Connection, records: Iterable[GuardRecord], revision
 def true_lines(lines: Iterable[LedgerEntry], untrue: set[tuple[str, str, str]]) -> list[LedgerEntry]:
     """Without the system's lines on changes of state that did not come about."""
     return [line for line in lines if line.kind != "state" or (line.key, line.arm, line.after) not in untrue]
+
+
+def unrepeated(connection: Connection, lines: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+    """Without the system's lines on a change of state that another instance has just told of: it may be known here
+    before our own line on it is written. The same change cannot happen twice in a row."""
+    last: dict[tuple[str, str], tuple[str, str, float]] = {}
+    kept: list[LedgerEntry] = []
+    for line in lines:
+        if line.kind == "state" and line.actor == SYSTEM and line.before != line.after:
+            pair = (line.key, line.arm)
+            if pair not in last:
+                chosen = (
+                    select_(LEDGER.c.before, LEDGER.c.after, LEDGER.c.at)
+                    .where(LEDGER.c.key == line.key, LEDGER.c.arm == line.arm, LEDGER.c.kind == "state")
+                    .order_by(LEDGER.c.id.desc())
+                    .limit(1)
+                )
+                row = connection.execute(chosen).first()
+                last[pair] = (row.before, row.after, row.at) if row is not None else ("", "", 0.0)
+            before, after, at = last[pair]
+            if (before, after) == (line.before, line.after) and abs(line.at - at) < _AT_ONCE_SECONDS:
+                continue
+            last[pair] = (line.before, line.after, line.at)
+        kept.append(line)
+    return kept
 
 
 def upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]], *, keep: bool = False) -> int:

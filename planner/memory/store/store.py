@@ -15,7 +15,7 @@ from planner.memory.store.errors import StoreError
 from planner.memory.store.location import Location
 from planner.memory.store.redact import Redactor
 from planner.memory.store.rows import R, from_row, from_rows, to_row
-from planner.memory.store.saving import SYSTEM, save_arms, save_guards, save_queries, true_lines, upsert
+from planner.memory.store.saving import SYSTEM, save_arms, save_guards, save_queries, true_lines, unrepeated, upsert
 from planner.memory.store.tables import ARMS, EXECUTIONS, GUARDS, HISTORY, INFO, LEDGER, QUERIES, REVISION
 
 DAY: Final = 86_400.0
@@ -117,7 +117,8 @@ class Store:
         with self._connector.writing() as connection:
             untrue: set[tuple[str, str, str]] = set()
             saved = self._write(connection, made_queries, made_arms, made_guards, untrue)
-            upsert(connection, LEDGER, [to_row(entry) for entry in true_lines(entries, untrue)], keep=True)
+            lines = unrepeated(connection, true_lines(entries, untrue))
+            upsert(connection, LEDGER, [to_row(entry) for entry in lines], keep=True)
             upsert(connection, EXECUTIONS, samples, keep=True)
             upsert(connection, HISTORY, points)
         return saved

@@ -100,6 +100,22 @@ def test_filters_orders_and_pages(store: Store) -> None:
     assert [found.at - NOW for found in store.history(model="none", since=NOW, until=NOW + 3)] == []
 
 
+def test_what_two_instances_tell_of_one_change_is_there_once(store: Store) -> None:
+    store.save(ledger=[line(1, at=NOW)])
+    store.save(ledger=[line(1, at=NOW + 1), line(1, before="trial", after="approved", at=NOW + 2)])
+    store.save(ledger=[line(1, before="trial", after="approved", at=NOW + 3), line(2, at=NOW)])
+    # A person's word is told of however often it is given, and what happens again much later is another change.
+    store.save(ledger=[line(2, actor="ann", at=NOW + 1), line(2, at=NOW + 1000)])
+    told = [(one.key, one.after, one.at - NOW) for one in reversed(store.ledger(kind="state"))]
+    assert told == [
+        (key(1), "trial", 0),
+        (key(1), "approved", 2),
+        (key(2), "trial", 0),
+        (key(2), "trial", 1),
+        (key(2), "trial", 1000),
+    ]
+
+
 def test_a_line_of_the_ledger_is_never_changed_or_doubled(store: Store) -> None:
     entry = line(uid="once")
     store.save(ledger=[entry, line(2)], executions=[execution(uid="once")])
