@@ -12,15 +12,16 @@ The names are those of PostgreSQL's own scanner, in lower case: more is refused 
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-from pglast.parser import ParseError, scan
+from typing import Final
 
 from planner.explore.server import Connection, NotExplorableError
+from planner.memory.comments import tokens
 
 OTHERS: Final = "others_code"
 """The reason that a statement is left alone for."""
 _OPERATOR_CHARACTERS: Final = frozenset("+-*/<>=~!@#%^&|`?")
+# Operators that are written as words: LIKE and its kin, BETWEEN, IN.
+_SPOKEN: Final = frozenset({"=", "<>", "<", "<=", ">", ">=", "~~", "!~~", "~~*", "!~~*"})
 _CODE_OF_OTHERS: Final = """
     SELECT EXISTS (
         SELECT FROM (
@@ -48,15 +49,12 @@ async def check_trusted(connection: Connection, sql: str) -> None:
 
 def named(sql: str) -> tuple[list[str], list[str]]:
     """All names and all operators in a text. Raises NotExplorableError for one that cannot be read."""
-    try:
-        tokens: Any = scan(sql) if "\0" not in sql else None
-    except (ParseError, UnicodeError, ValueError):
-        tokens = None
-    if tokens is None:
+    found = tokens(sql)
+    if found is None:
         raise NotExplorableError("PostgreSQL's scanner does not take it")
     names: set[str] = set()
     operators: set[str] = set()
-    for token in tokens:
+    for token in found:
         word = sql[token.start : token.end + 1]
         if word[:3].lower() == 'u&"':
             raise NotExplorableError("it has names with escapes in them")
@@ -66,8 +64,4 @@ def named(sql: str) -> tuple[list[str], list[str]]:
             operators.add(word)
         elif word[0].isalpha() or word[0] == "_":
             names.add(word.lower())
-    # What PostgreSQL writes in another way: LIKE and its kin are operators, BETWEEN and IN are comparisons.
     return sorted(names), sorted(operators | _SPOKEN)
-
-
-_SPOKEN: Final = frozenset({"=", "<>", "<", "<=", ">", ">=", "~~", "!~~", "~~*", "!~~*"})
