@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import asyncpg
 import msgspec
-from pglast.parser import ParseError, scan
 
 from planner.advice import Advice
 from planner.advise import Models, Options, look
@@ -31,7 +30,7 @@ from planner.advise import Statement as Looked
 from planner.explore.runner import LIMIT_MS, SPENT, ArmResults, Budget, StoppedError, find_capabilities, try_arms
 from planner.explore.server import Connection, Link, NotExplorableError, OutOfStepError, Statement, check, explain
 from planner.explore.throttle import Throttle
-from planner.explore.trust import OTHERS, check_trusted
+from planner.explore.trust import OTHERS, check_trusted, named
 from planner.graph import NO_PARAMETERS, Parameters
 from planner.memory.convert import to_advice
 from planner.memory.evidence import Rules
@@ -72,7 +71,6 @@ OUT_OF_STEP: Final = "out_of_step"
 COUNTING: Final = 0.5
 """Of what a statement may spend, so much at most goes into counting its sub-plans."""
 _SETTLED: Final = frozenset({State.APPROVED, State.REJECTED, State.PREFERRED, State.FROZEN})
-_SYMBOLS: Final = frozenset("+-*/<>=~!@#%^&|`?")
 _VOLATILE_OPERATORS: Final = """
     SELECT DISTINCT oprname FROM pg_operator JOIN pg_proc ON pg_proc.oid = oprcode WHERE provolatile = 'v'
 """
@@ -309,6 +307,9 @@ class Explorer:
         except NotExplorableError:
             explored.reason = OTHERS
             return
+        if not self._volatile_operators.isdisjoint(named(wanted.sql)[1]):
+            explored.reason = "volatile"
+            return
         snapshot = self._snapshot
         assert looked.resolved is not None
         path = canonical_path(snapshot, wanted.path)
@@ -366,8 +367,6 @@ class Explorer:
         looked = look(reading.graph, self._snapshot, wanted.path)
         if looked.reason:
             return looked.reason
-        if self._volatile_operators and self._volatile_operators & _operators(wanted.sql):
-            return "volatile"
         return looked
 
     def _candidates(self, wanted: Wanted, looked: Looked) -> tuple[dict[str, Advice], dict[str, str], dict[str, float]]:
@@ -479,15 +478,6 @@ def wanted_of(record: QueryRecord | Execution) -> Wanted | None:
         return Wanted(record.text, params, path, name=record.fingerprint)
     usual = median(record.baseline) if record.baseline else 0.0
     return Wanted(record.text, params, path, record.calls, record.total_ms or usual * record.calls, record.fingerprint)
-
-
-def _operators(sql: str) -> frozenset[str]:
-    """The operators in a text."""
-    try:
-        texts = (sql[token.start : token.end + 1] for token in scan(sql))
-        return frozenset(text for text in texts if _SYMBOLS.issuperset(text))
-    except ParseError:
-        return frozenset()
 
 
 def _parameters(wanted: Wanted, looked: Looked) -> Parameters:
