@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
@@ -35,6 +37,16 @@ def start(
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, env=environment
     )
+
+
+async def shown(proxy: Proxy, sql: str, until: Callable[[str], bool], user: str = "postgres") -> str:
+    """What `sql` shows once `until` holds of it, or after ten seconds (what was sent is on its way)."""
+    deadline = time.monotonic() + 10
+    while True:
+        output = await asyncio.to_thread(run, proxy, sql, user, password=SECRETS[0])
+        if until(output) or time.monotonic() > deadline:
+            return output
+        await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +113,7 @@ async def test_the_extended_protocol_is_refused_politely(pooled: Proxy) -> None:
 async def test_a_client_is_listed_and_killed(pooled: Proxy) -> None:
     client = await asyncpg.connect(pooled.dsn(password=SECRETS[0]), server_settings={"application_name": "the victim"})
     sleeping = asyncio.create_task(client.execute("SELECT pg_sleep(60)"))
-    await asyncio.sleep(0.2)
-    listed = await asyncio.to_thread(run, pooled, "SHOW CLIENTS", password=SECRETS[0])
+    listed = await shown(pooled, "SHOW CLIENTS", lambda text: "|active|" in text)
     (line,) = [line for line in listed.splitlines() if "the victim" in line]
     cells = line.split("|")
     assert cells[3] == "active"
@@ -132,9 +143,12 @@ async def test_pause_lets_transactions_end_and_new_ones_wait(pooled: Proxy) -> N
         assert pause.poll() is None
         await busy.commit()
         assert (await asyncio.to_thread(pause.communicate, None, 10))[0] == "PAUSE\n"
-        listed = await asyncio.to_thread(run, pooled, "SHOW POOLS", admin, password=SECRETS[0])
+        four_wait = ["4", "0", "0", "0"]  # and there is no server connection
+        listed = await shown(
+            pooled, "SHOW POOLS", lambda text: text.splitlines()[0].split("|")[3:7] == four_wait, admin
+        )
+        assert listed.splitlines()[0].split("|")[3:7] == four_wait
         assert listed.count("|1\n") == 1
-        assert listed.splitlines()[0].split("|")[3:7] == ["4", "0", "0", "0"]  # four wait, no server connection
         assert not any(task.done() for task in waiting)
         assert await asyncio.to_thread(run, pooled, "RESUME", admin, password=SECRETS[0]) == "RESUME\n"
         assert await asyncio.wait_for(asyncio.gather(*waiting), 10) == [42, 42, 42]
