@@ -166,11 +166,11 @@ def test_the_background_explorer(hinted_postgres: Postgres, shop: str, tmp_path:
     pid = explorer_of(started.process.pid)
     os.kill(pid, signal.SIGKILL)
     started.wait_log("explorer_died")
-    wait_until(lambda: explorer_of(started.process.pid) not in (0, pid), 10, "it is started again")
+    wait_until(lambda: explorer_of(started.process.pid) not in (0, pid), 30, "it is started again")
     last = psutil.Process(explorer_of(started.process.pid))
     started.process.kill()
     started.process.wait()
-    wait_until(lambda: not last.is_running() or last.status() == psutil.STATUS_ZOMBIE, 10, "it does not outlive it")
+    wait_until(lambda: not last.is_running() or last.status() == psutil.STATUS_ZOMBIE, 40, "it does not outlive it")
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from tests.conftest import StartPostgres, StartProxy
 from tests.pilotwire.test_handover import take_over
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
+from tests.support.waiting import wait_until
 
 SECRETS = ("planted-upstream", "planted-admin-token", "planted-password", "planted-reader")
 
@@ -188,8 +189,10 @@ async def test_a_pause_that_waits_can_be_cancelled_and_holds(pooled: Proxy) -> N
     try:
         async with client.transaction():
             await client.fetchval("SELECT 1")
+            before = pooled.log_text().count("paused database=all")
             pause = await asyncio.to_thread(start, pooled, "PAUSE", password=SECRETS[0])
-            await asyncio.sleep(0.5)
+            said_so = lambda: pooled.log_text().count("paused database=all") > before  # noqa: E731
+            await asyncio.to_thread(wait_until, said_so, 10, "the pause begins")
             pause.send_signal(signal.SIGINT)
             said, _ = await asyncio.to_thread(pause.communicate, None, 10)
             assert "ERROR:  57014: canceling statement due to user request" in said

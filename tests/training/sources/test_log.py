@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import StartPostgres
+from tests.support.waiting import eventually
 from tests.training import shop
 from training.errors import TrainingError
 from training.sources.log import read_log
@@ -41,8 +41,12 @@ async def test_a_real_servers_logs(start_postgres: StartPostgres) -> None:
         folder = Path(await connection.fetchval("SHOW data_directory")) / "log"
     finally:
         await connection.close()
-    await asyncio.sleep(0.3)
-    for name in ("postgresql.log", "postgresql.csv", "postgresql.json"):
+    names = ("postgresql.log", "postgresql.csv", "postgresql.json")
+    # The collector writes when it comes to it; "SHOW data_directory" is the last statement of all.
+    await eventually(
+        lambda: all("SHOW data_directory" in (folder / name).read_text() for name in names), what="the log is written"
+    )
+    for name in names:
         told = read_log(folder / name, database)
         texts = [statement.text for statement in told.statements]
         assert f"{JOINED}\n\tWHERE c.age < 30 -- two lines" in texts, name
