@@ -24,7 +24,7 @@ from tests.support.shop import SCHEMA, constant_model
 from tests.support.waiting import eventually, wait_until
 from tests.support.wireclient import ServerError, WireClient
 
-# Long enough on every machine to be asked about and for the answer to be waited for, and it leaves the processors alone.
+# Long enough on every machine to be asked about and for the answer to be waited for, and idle meanwhile.
 PAUSE = (
     "CREATE FUNCTION pause(seconds float) RETURNS int STABLE LANGUAGE plpgsql AS "
     "'BEGIN PERFORM pg_sleep(seconds); RETURN 0; END'"

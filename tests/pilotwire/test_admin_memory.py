@@ -15,7 +15,7 @@ from planner.memory.records import HistoryPoint, State
 from planner.memory.store import open_store
 from proxy.admin.source import NotFoundError, RefusedError, UnavailableError
 from proxy.settings import ProxySettings
-from tests.support.memories import remember
+from tests.support.memories import remember, switch_off
 
 WINS, LOSES, WAITS = "SELECT 1 FROM wins", "SELECT 1 FROM loses", "SELECT 1 FROM waits"
 STATEMENTS = {
@@ -112,6 +112,37 @@ async def test_a_persons_decisions_are_written_with_a_line_in_the_ledger(
         await memory.decide(keys[WINS], "approve", "", "system", "")
     with pytest.raises(NotFoundError):
         await memory.decide(keys[WINS], "approve", "no_such_arm", "anna", "")
+
+
+async def test_a_switch_of_the_mode_is_in_the_ledger_once_the_store_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "later"
+    memory = reader(str(folder / "store.db"))
+    folder.write_text("no folder yet")
+    await memory.mode_switched("on", "off", "anna", "an incident")
+    await memory.mode_switched("off", "off", "anna", "")
+    folder.unlink()
+    folder.mkdir()
+    memory._trouble = (0.0, "")
+    for _ in range(2):
+        assert await memory.save_history([])
+    (line,) = await memory.ledger("mode", None, None, 10)
+    assert (line.before, line.after, line.actor, line.why) == ("on", "off", "anna", "an incident")
+    await memory.close()
+
+
+async def test_a_breaker_is_closed_by_a_person(memory: StoreMemory, path: Path) -> None:
+    with open_store(str(path)) as store:
+        switch_off(store, "m-1")
+    (_, off) = await memory.breakers()
+    assert (off.source, off.covers, off.position) == ("m-1", "trials", "open")
+    (_, closed) = await memory.close_breaker("m-1", "", "anna", "mended")
+    assert (closed.position, closed.until) == ("closed", None)
+    (line,) = await memory.ledger("breaker", None, None, 10)
+    assert (line.actor, line.model, line.after) == ("anna", "m-1", "closed")
+    with pytest.raises(NotFoundError):
+        await memory.close_breaker("m-1", "", "anna", "")
+    with pytest.raises(RefusedError, match="person"):
+        await memory.close_breaker("m-1", "", "system", "")
 
 
 async def test_the_ledger_turns_its_pages(memory: StoreMemory) -> None:

@@ -16,8 +16,9 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from planner.memory.records import State
+from planner.memory.store import open_store
 from tests.clients.tools import need
-from tests.support.memories import remember
+from tests.support.memories import remember, switch_off
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
 from tests.support.shop import QUERY, SCHEMA, constant_model
@@ -199,6 +200,24 @@ def test_a_query_by_keyboard_with_both_plans_and_a_decision(browser: Browser, ta
         page.get_by_role("button", name="Let go").click()
         dialog.get_by_role("button", name="Let go").click()
         expect(page.locator(".title .chip").first).to_have_text("approved")
+
+
+def test_a_circuit_breaker_is_closed_by_a_button(browser: Browser, target: Proxy) -> None:
+    with open_store(target.settings["store"]) as store:
+        switch_off(store, "cardinality-3")
+    with opened(browser, target) as page:
+        content = show(page, target, "status")
+        panel = content.locator("section", has_text="Switched off by circuit breakers")
+        expect(panel.locator("tbody tr")).to_contain_text("cardinality-3")
+        assert serious(page) == []
+        panel.get_by_role("button", name="Close it").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Who").fill("anna")
+        dialog.get_by_label("Why (for the ledger)").fill("the file was wrong")
+        dialog.get_by_role("button", name="Close it").click()
+        expect(panel).to_have_count(0)
+        content = show(page, target, "ledger?kind=breaker")
+        expect(content.locator("tbody tr")).to_contain_text("trials: the file was wrong")
 
 
 def test_what_a_client_sent_is_text_and_nothing_else(browser: Browser, target: Proxy) -> None:

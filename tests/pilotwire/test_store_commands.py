@@ -17,6 +17,7 @@ from pilotwire.cli import run_program
 from planner.memory.store import Store, open_store
 from planner.memory.store.schema import HEAD
 from tests.planner.memory.store.made import TEMPLATE, arm, execution, key, line, query
+from tests.support.memories import switch_off
 from tests.support.postgres import Postgres
 
 Run = Callable[..., "Done"]
@@ -148,12 +149,48 @@ class TestMemory:
         assert sentence in run("memory", *arguments).sentence
 
 
+class TestBreaker:
+    def test_one_is_listed_and_closed(self, run: Run, store: Store) -> None:
+        assert run("breaker", "list").out.splitlines()[1].split() == [
+            "everything",
+            "everything",
+            "closed",
+            "-",
+            "0",
+            "of",
+            "0",
+        ]
+        switch_off(store, "shop-1", in_use=True)
+        found = run("breaker", "list", "--json").json["breakers"]
+        assert [(one["source"], one["covers"], one["position"]) for one in found] == [
+            ("everything", "everything", "open"), ("shop-1", "use", "open"),
+        ]  # fmt: skip
+        assert found[1]["until"].endswith("Z")
+        assert run("breaker", "close", "shop-1", "--why", "the data is back").out == "shop-1, use: open -> closed\n"
+        (line,) = run("ledger", "list", "--kind", "breaker").out.splitlines()
+        assert line.endswith("breaker  shop-1  open -> closed  ann  use: the data is back")
+        assert run("breaker", "close", "everything", "--json").json["closed"][0]["before"] == "open"
+        assert {one["position"] for one in run("breaker", "list", "--json").json["breakers"]} == {"closed"}
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["close", "shop-1"], "no circuit breaker of shop-1 is open; all of them are closed"),
+            (["close", "everything", "--actor", "system"], "names the person"),
+            (["close", "shop-1", "--covers", "odd"], "--covers is trials or use"),
+        ],
+    )
+    def test_refusals(self, run: Run, store: Store, arguments: list[str], sentence: str) -> None:
+        assert sentence in run("breaker", *arguments).sentence
+
+
 class TestLedger:
     def test_list(self, run: Run, store: Store) -> None:
         shown = run("ledger", "list", "--limit", "2").out.splitlines()
         assert len(shown) == 2
-        assert "candidate -> trial" in shown[0]
+        assert f"shop  query  {key(5)[:12]}  no_hashjoin  shop-1.0.0  candidate -> trial" in shown[0]
         first = run("ledger", "list", "--limit", "2", "--json").json["lines"]
+        assert {entry["scope"] for entry in first} == {"query"}
         then = run("ledger", "list", "--limit", "2", "--before", first[-1]["id"], "--json").json["lines"]
         assert [entry["id"] for entry in first + then] == [5, 4, 3, 2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from planner.memory.breaker import OF_A_MODEL, Breakers
 from planner.memory.records import (
     ArmRecord,
     Execution,
@@ -16,9 +17,17 @@ from planner.memory.records import (
     query_key,
     template_key,
 )
-from planner.memory.store import open_store
+from planner.memory.store import Store, open_store
 
 ADVICE = StoredAdvice(settings=(("enable_hashjoin", "off"),))
+
+
+def switch_off(store: Store, model: str, *, in_use: bool = False) -> None:
+    """Opens a circuit breaker, as losses do: that of a model's trials, or of its use (and that over all steering)."""
+    breakers = Breakers()
+    for _ in range(OF_A_MODEL.bad):
+        breakers.count(model, time.time(), good=False, in_use=in_use)
+    store.save(guards=breakers.changed())
 
 
 def remember(

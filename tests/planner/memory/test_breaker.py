@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from planner.memory.breaker import EVERYTHING, FIRST_PAUSE_S, MAX_BREAKERS, OF_A_MODEL, Breaker, Breakers, Position
+from planner.memory.breaker import (
+    EVERYTHING,
+    FIRST_PAUSE_S,
+    MAX_BREAKERS,
+    OF_A_MODEL,
+    Breaker,
+    Breakers,
+    Position,
+    closing,
+)
 from planner.memory.records import GuardRecord
 
 
@@ -88,3 +97,30 @@ def test_models_are_bounded() -> None:
     for number in range(MAX_BREAKERS * 2):
         lose(breakers, f"m-{number}", OF_A_MODEL.bad)
     assert len(breakers.open) == MAX_BREAKERS
+
+
+def test_what_a_person_closed_stays_closed_whoever_tells_it_first() -> None:
+    tripped = Breakers()
+    lose(tripped, "bad-1", OF_A_MODEL.bad, 100.0, in_use=True)
+    kept = tripped.changed()
+    (off,) = [one for one in tripped.standing(101.0) if one.source == "bad-1"]
+    assert (off.covers, off.until) == ("use", 100.0 + FIRST_PAUSE_S)
+    closings = [closing(one, 200.0) for one in tripped.standing(101.0) if one.position is Position.OPEN]
+    assert len(closings) == 2
+    for order in (kept + closings, closings + kept):
+        taken = Breakers()
+        for record in order:
+            taken.load(record)
+        assert taken.open == ()
+        assert taken.allows("bad-1", 201.0, in_use=True)
+    # An instance that has lost more meanwhile, but did not open it anew, does not bring it back.
+    lose(tripped, "bad-1", 1, 300.0, in_use=True)
+    for record in tripped.changed():
+        assert not taken.load(record)
+    assert taken.open == ()
+    # By a clock that is behind the one it was closed by, too.
+    lose(taken, "bad-1", OF_A_MODEL.bad, 150.0, in_use=True)
+    after = Breakers()
+    for record in [*closings, *taken.changed()]:
+        after.load(record)
+    assert set(after.open) == {"bad-1", EVERYTHING}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from proxy.admin.app import create_app
 from proxy.admin.source import (
     AdminSource,
+    BreakerNow,
     Client,
     Decision,
     Gain,
@@ -59,6 +61,7 @@ class Memory:
         self.away = ""
         self.points: list[Latency] = []
         self.asked: list[tuple[object, ...]] = []
+        self.switched_off: list[BreakerNow] = []
         self.lines = [
             LedgerLine(number, NOON, "state", KEY, "shop", "f1", "cardinality", "m-1", "trial", "approved", 2.0, 2.1,
                        0.0, "system", "it won", "")
@@ -107,6 +110,17 @@ class Memory:
         if action == "approve" and not arm:
             raise RefusedError("name the arm")
         return await self.query(key)
+
+    async def breakers(self) -> Sequence[BreakerNow]:
+        self._there("breakers")
+        return self.switched_off
+
+    async def close_breaker(self, source: str, covers: str, actor: str, why: str) -> Sequence[BreakerNow]:
+        self._there("close", source, covers, actor, why)
+        if source not in {one.source for one in self.switched_off}:
+            raise NotFoundError(f"no circuit breaker of {source} is open")
+        self.switched_off = [replace(one, position="closed", until=None) for one in self.switched_off]
+        return self.switched_off
 
     async def plans(self, key: str, text: str, arm: str, *, analyze: bool) -> PlanPair:
         self._there("plans", key, text, arm, analyze)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from proxy.admin.guard import is_local_name
-from proxy.admin.source import Client, Latencies, ModelStatus, PlannerStatus, Reloaded
+from proxy.admin.source import BreakerNow, Client, Latencies, ModelStatus, PlannerStatus, Reloaded
 from tests.proxy.admin.instance import KEY, NOON, Instance, client, latency
 
 SOMEBODY = Client("0.1", "app", "shop", "web", "10.0.0.1:5", False, False, NOON, "idle", 0.0, 77)
@@ -187,6 +187,25 @@ async def test_the_memory_is_listed_shown_and_judged() -> None:
     assert ("decide", KEY, "freeze", "", "anna", "slow on Mondays") in instance.memory.asked
     assert (await post(instance, f"/api/memory/{KEY}", 409, action="approve"))["detail"] == "name the arm"
     assert (await post(instance, f"/api/memory/{KEY}/plans"))["plain"]["root"]["name"] == "Seq Scan t"
+
+
+async def test_circuit_breakers_are_shown_and_closed() -> None:
+    instance = Instance()
+    instance.memory.switched_off = [
+        BreakerNow("everything", "everything", "closed", None, 0, 3), BreakerNow("m-1", "use", "open", NOON, 0, 0),
+    ]  # fmt: skip
+    assert [row["source"] for row in (await get(instance, "/api/breakers"))["breakers"]] == ["everything", "m-1"]
+    status = await get(instance, "/api/status")
+    assert [row["source"] for row in status["breakers"]] == ["m-1"]
+    assert status["health"] == "degraded"
+    assert "What was approved of m-1 is switched off until" in status["trouble"][-1]["text"]
+    found = await post(instance, "/api/breakers", source="m-1", actor="anna", why="mended")
+    assert {row["position"] for row in found["breakers"]} == {"closed"}
+    assert ("close", "m-1", "", "anna", "mended") in instance.memory.asked
+    assert (await get(instance, "/api/status"))["health"] == "healthy"
+    await post(instance, "/api/breakers", 404, source="m-2")
+    for wrong in ({}, {"source": ""}, {"source": "m-1", "covers": "all"}, {"source": "m-1", "action": "open"}):
+        await post(instance, "/api/breakers", 422, **wrong)
 
 
 async def test_the_ledger_is_paged_backwards() -> None:
