@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts a run in the background has it ignore SIGINT, and so would every program the tests start.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Hundreds of processes of ours are started: each would compile the same modules again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Here and not in a fixture: with xdist this runs in the controller before the workers start and join.
     config.stash[RUN] = Run()
 
