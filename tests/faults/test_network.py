@@ -155,7 +155,7 @@ async def test_a_server_that_goes_silent_at_login(proxy: StartProxy, postgres: P
         started = time.monotonic()
         with pytest.raises(ServerError, match=r"57P03.*timed out"):
             await WireClient.connect(target, timeout=HANGING)
-        assert 0.9 < time.monotonic() - started < 4
+        assert 0.9 < time.monotonic() - started < 8
         fault.heal()
         assert await talk(target, "postgres") == "served"
 

@@ -61,6 +61,6 @@ def test_the_server_agrees(postgres: Postgres) -> None:
 
 def test_no_pattern_takes_long() -> None:
     hostile = Pattern("%a" * 2000 + "%b_" * 500)
-    begun = time.perf_counter()
+    begun = time.thread_time()
     assert not hostile.matches("a" * 10_000)
-    assert time.perf_counter() - begun < 1
+    assert time.thread_time() - begun < 1

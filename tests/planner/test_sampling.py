@@ -248,9 +248,9 @@ def test_size_and_depth_are_bounded() -> None:
     for _ in range(100_000):
         deep = Not(deep)
     many = InList(Column(0, "i"), tuple(Const(number) for number in range(100_000)))
-    begun = time.perf_counter()
+    begun = time.thread_time()
     assert matching_rows([deep], snapshot, table) is None
     assert matching_rows([many], snapshot, table) is None
-    assert time.perf_counter() - begun < 1
+    assert time.thread_time() - begun < 1
     while isinstance(deep, Not):  # taken apart step by step: freeing it in one go would recurse
         deep = deep.child

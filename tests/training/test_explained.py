@@ -182,6 +182,6 @@ async def test_what_takes_too_long_or_fails_is_counted(shop_dsn: str, shop_snaps
         assert found.first_failure == "division by zero"
         started = asyncio.get_running_loop().time()
         assert (await Explainer(shop_dsn, kept, budget=0, timeout=5).run(candidates)).run == 0
-        assert asyncio.get_running_loop().time() - started < 1
+        assert asyncio.get_running_loop().time() - started < 4
         kept.add_label(one.digests[0], EXACT, 2000, 1, "counted")
         assert (await Explainer(shop_dsn, kept, budget=20, timeout=5).run(candidates)).candidates == 0

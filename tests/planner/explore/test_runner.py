@@ -61,7 +61,7 @@ async def test_a_worse_plan_costs_no_more_than_the_best(shop: Any, monkeypatch: 
     assert results.arms["none"].outcome == "timed_out"
     [limit] = [limit for prefix, limit in limits if prefix]
     assert limit == pytest.approx(max(results.default.runs[0].ms * runner.FIRST_SLACK, runner.FLOOR_MS))
-    assert results.spent < 1.0
+    assert results.spent < 10
 
 
 async def test_pairs_are_aligned_and_rounds_end_when_judged(shop: Any) -> None:
