@@ -138,12 +138,13 @@ async def test_pause_lets_transactions_end_and_new_ones_wait(pooled: Proxy) -> N
     try:
         await asyncio.to_thread(pooled.wait_log, "paused database=all")
         waiting = [asyncio.create_task(client.fetchval("SELECT 40 + 2")) for client in clients[1:]]
-        newcomer = asyncio.create_task(asyncpg.connect(pooled.dsn(password=SECRETS[0])))
         # The transaction goes on, and PAUSE waits for it.
         assert await clients[0].fetchval("SELECT 1") == 1
         assert pause.poll() is None
         await busy.commit()
         assert (await asyncio.to_thread(pause.communicate, None, 10))[0] == "PAUSE\n"
+        # While a server connection is there, its greeting is known, and a newcomer waits with its first statement only.
+        newcomer = asyncio.create_task(asyncpg.connect(pooled.dsn(password=SECRETS[0])))
         four_wait = ["4", "0", "0", "0"]  # and there is no server connection
         listed = await shown(
             pooled, "SHOW POOLS", lambda text: text.splitlines()[0].split("|")[3:7] == four_wait, admin
