@@ -18,7 +18,7 @@ from tests.pilotwire.test_handover import take_over
 from tests.pilotwire.test_supervisor import assert_none_fell, counters
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
-from tests.support.shop import SCHEMA, constant_model
+from tests.support.shop import PAUSE, SCHEMA, constant_model
 from tests.support.wireclient import ServerError, WireClient
 
 
@@ -126,10 +126,10 @@ async def test_a_drain_after_a_hand_over_ends_in_time(
     report.close(load.failures, load.answered, 8)
 
 
-# Long enough that no machine has it judged too cheap to be asked about.
+# Long enough on every machine to be asked about and for the answer to be waited for, and idle meanwhile.
 STEERED = (
-    "select $n + 0 * count(*) from customers c join orders o on o.customer_id = c.id "
-    "join items i on i.order_id = o.id, generate_series(1, 40) g where c.tier = 1 and c.id <> $n"
+    "select $n + 0 * count(*) + pause(0.2) from customers c join orders o on o.customer_id = c.id "
+    "join items i on i.order_id = o.id where c.tier = 1 and c.id <> $n"
 )
 WRITTEN = "insert into done values ($n) returning n"
 STEERED_TOTAL = "pilotwire_steering_steered_total"
@@ -150,6 +150,7 @@ async def test_rolling_restarts_while_statements_are_steered(
     models.mkdir()
     constant_model(models)
     hinted_postgres.sql(SCHEMA, database)
+    hinted_postgres.sql(PAUSE, database)
     hinted_postgres.sql("create table done (n int primary key)", database)
     target = proxy(
         hinted_postgres,

@@ -20,15 +20,11 @@ from tests.pilotwire.test_supervisor_planner import planners, ready
 from tests.support.models import saboteur_model
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
-from tests.support.shop import SCHEMA, constant_model
+from tests.support.shop import PAUSE, SCHEMA, constant_model
 from tests.support.waiting import eventually, wait_until
 from tests.support.wireclient import ServerError, WireClient
 
 # Long enough on every machine to be asked about and for the answer to be waited for, and idle meanwhile.
-PAUSE = (
-    "CREATE FUNCTION pause(seconds float) RETURNS int STABLE LANGUAGE plpgsql AS "
-    "'BEGIN PERFORM pg_sleep(seconds); RETURN 0; END'"
-)
 STATEMENT = (
     "SELECT $n + 0 * count(*) + pause(0.2) FROM customers c JOIN orders o ON o.customer_id = c.id "
     "JOIN items i ON i.order_id = o.id WHERE c.tier = 1 AND o.total <> $n"

@@ -27,6 +27,11 @@ CREATE INDEX ON orders (customer_id);
 CREATE INDEX ON items (order_id);
 ANALYZE;
 """
+PAUSE = (
+    "CREATE FUNCTION pause(seconds float) RETURNS int STABLE LANGUAGE plpgsql AS "
+    "'BEGIN PERFORM pg_sleep(seconds); RETURN 0; END'"
+)
+"""For statements that take long and leave the processors alone; `pg_sleep` itself is volatile, and so left alone."""
 QUERY = (
     "SELECT count(*) FROM customers c JOIN orders o ON o.customer_id = c.id JOIN items i ON i.order_id = o.id "
     "WHERE c.region = 'north' AND o.region = 'north'"
