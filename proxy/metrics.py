@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Final
 
 from proxy.declared_metrics import LATENCY_BOUNDS, WAIT_BOUNDS, WIRE_BOUNDS, WORKER_METRICS
@@ -63,10 +64,13 @@ class Counters:
     """The counts of one worker. Attributes are plain numbers, to be added to in place from the event loop's thread."""
 
     __slots__ = (
+        "_above",
+        "_at",
         "_held_up",
         "_held_up_sum",
         "_latency",
         "_model_latency",
+        "_up_to",
         "_wait",
         "_wire",
         "_wire_sum",
@@ -188,6 +192,9 @@ class Counters:
         self.trace_spans = Labelled()
         self.latency_sum = 0.0
         self._latency = [0] * (len(LATENCY_BOUNDS) + 1)
+        # The bucket counted in last, and its bounds: the next statement mostly belongs there too.
+        self._at = 0
+        self._above = self._up_to = -1.0
         self._model_latency: dict[str, dict[int, int]] = {}
         # By how much the server's times differ from the latencies, bucket by bucket: most do not.
         self._held_up = [0] * (len(LATENCY_BOUNDS) + 1)
@@ -210,7 +217,11 @@ class Counters:
 
     def observe_latency(self, seconds: float) -> None:
         """Counts one statement that took ``seconds`` from its arrival to its ReadyForQuery or CommandComplete."""
-        self._latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        if not self._above < seconds <= self._up_to:
+            at = self._at = bisect_left(LATENCY_BOUNDS, seconds)
+            self._above = LATENCY_BOUNDS[at - 1] if at else -1.0
+            self._up_to = LATENCY_BOUNDS[at] if at < len(LATENCY_BOUNDS) else inf
+        self._latency[self._at] += 1
         self.latency_sum += seconds
 
     def observe_model(self, model: str, seconds: float) -> None:

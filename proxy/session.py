@@ -11,6 +11,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, cast
 
+from librt.strings import read_i32_be
+
 from proxy.login import Login
 from proxy.session_base import PENDING_LIMIT, SHUTDOWN, Session
 from proxy.upstream.backend import Backend, reported_settings
@@ -335,7 +337,7 @@ class PooledSession(Session):
         now and then must not hold one."""
         if len(data) < 5:
             return False
-        length = int.from_bytes(data[1:5], "big")
+        length = read_i32_be(data, 1)
         if length < 4 or length > FRONTEND_LIMITS[data[0]]:
             self._violated(violation(data[0], length))
             return False

@@ -148,7 +148,10 @@ class Session:
             steering = self._steering
             if steering is not None and steering.template is not None:
                 steering.done(took, out)
-            talk.steering.text = b""
+            if steering is not None:
+                steering.text = b""
+            else:
+                talk.steering.text = b""
         if talk.idle:
             counters.transactions += 1
             if self._steering is not None and self._steering.local:

@@ -29,7 +29,8 @@ from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known
 from proxy.steering.answers import decision_of
 from proxy.steering.cache import DecisionCache, Key, Template
 from proxy.steering.client import PlannerClient, Question, Waiter
-from proxy.steering.template import JOINS, SETS, glance, uncommented
+from proxy.steering.template import JOINS, SETS, uncommented
+from proxy.wire.looks import look
 from proxy.wire.messages import rows_told
 from proxy.wire.statements import changes_reading
 
@@ -267,7 +268,7 @@ class SessionSteering:
 
     def query(self, text: bytes) -> Decision:
         self.text = text
-        found = glance(text)
+        found = look(text)
         if not found:
             return LEAVE_ALONE
         if not found & JOINS or self._owner.level == OFF:
@@ -279,7 +280,7 @@ class SessionSteering:
     def known(self, text: bytes, types: bytes) -> Known | None:
         # Also while steering is off: the statement may outlive that.
         self.text = text
-        found = glance(text)
+        found = look(text)
         if not found & JOINS:
             if found & SETS:
                 self._look_for_settings(text)

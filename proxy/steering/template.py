@@ -136,7 +136,7 @@ def template(text: bytes, *, conforming: bool = True) -> tuple[bytes, int]:
             flags |= SEVERAL
         lower = lower.rstrip(b"; \t\n\r\f\v")
     key = b" ".join(lower.split())
-    if b"in (" in key or b"in(" in key:
+    if key.find(b"in (") >= 0 or key.find(b"in(") >= 0:
         key = _IN_LIST.sub(b"in (0)", key)
     return key, flags
 
@@ -152,7 +152,7 @@ def uncommented(text: bytes, *, conforming: bool = True) -> bytes:
     What `planner.memory.comments` does with the parser's tokens; comments that differ, a trace's among them, must not
     make each execution a statement of its own.
     """
-    if b"--" not in text and b"/*" not in text:
+    if text.find(b"--") < 0 and text.find(b"/*") < 0:
         return text
     pattern = _CONFORMING if conforming else _ESCAPING
     pieces: list[bytes] = []
@@ -225,9 +225,9 @@ def joined(key: bytes) -> int:
 _STEERED: Final = frozenset({b"sele", b"with", b"expl", b"decl", b"copy", b"crea", b"inse", b"prep", b"refr"})
 
 
-# What a first glance at a text finds, as bits.
-JOINS: Final = 1  # it may join tables
-SETS: Final = 2  # it may change a setting
+# What a first glance at a text finds, as bits; those of `proxy.wire.statements.classify` are below them.
+JOINS: Final = 0x100  # it may join tables
+SETS: Final = 0x200  # it may change a setting
 
 
 def glance(text: bytes) -> int:
@@ -236,14 +236,14 @@ def glance(text: bytes) -> int:
 
     No `JOINS` only where that cannot be: no steered kind of statement, or one table behind the only FROM.
     """
+    # Not `in`: for bytes it makes and drops an error each time.
     lower = text.lower()
-    found = SETS if b"set" in lower or b"discard" in lower else 0
-    if b"from" in lower:
-        start = lower.find(b"from")
-        if b"join" in lower or lower.find(b",", start) >= 0 or lower.find(b"from", start + 4) >= 0:
-            begin = lower.lstrip(b" \t\r\n\f\v(;")[:4]
-            if begin in _STEERED or begin[:2] in (b"/*", b"--"):
-                found |= JOINS
+    found = SETS if lower.find(b"set") >= 0 or lower.find(b"discard") >= 0 else 0
+    start = lower.find(b"from")
+    if start >= 0 and (lower.find(b",", start) >= 0 or lower.find(b"join") >= 0 or lower.find(b"from", start + 4) >= 0):
+        begin = lower.lstrip(b" \t\r\n\f\v(;")[:4]
+        if begin in _STEERED or begin[:2] in (b"/*", b"--"):
+            found |= JOINS
     return found
 
 

@@ -23,7 +23,7 @@ from proxy.steering import Decision, Steering
 from proxy.wire import guarding
 from proxy.wire.entries import (
     ALWAYS_WATCHED,
-    CLOSING_REPLY,
+    CLOSING,
     ENDS,
     FRESH,
     HIDDEN,
@@ -52,7 +52,6 @@ from proxy.wire.frames import (
     FLUSH,
     FRONTEND_LIMITS,
     FUNCTION_CALL,
-    HEADER,
     HOLD_LIMIT,
     IDLE,
     NOTIFICATION,
@@ -73,13 +72,12 @@ if TYPE_CHECKING:
 
 # A reply that must be understood whole is put together up to this size; the server never sends a larger one.
 _REPLY_LIMIT: Final = 1024 * 1024
+_PORTAL: Final = 0x50  # what a Describe is about: P
 # Of an ErrorResponse this much is kept: severity and SQLSTATE come first.
 _ERROR_START: Final = 100
 
 # Behind an end of the transaction the server passes over these, which come from a COPY that it refused, mostly.
 _STRAYS: Final = table_of(frozenset({COPY_DATA, COPY_DONE, COPY_FAIL, FLUSH}))
-
-_unpack = HEADER.unpack_from
 
 
 class Conversation(Hooks):
@@ -198,7 +196,8 @@ class Conversation(Hooks):
             end: i64 = pos + 1 + length
             if end > size and not self._may_stream(kind, length, data, pos):
                 break
-            if kind == SYNC or (unsteered and (kind == EXECUTE or (kind == DESCRIBE and names_pass))):
+            nameless = kind == DESCRIBE and (names_pass or (length > 4 and data[pos + 5] == _PORTAL))
+            if kind == SYNC or (unsteered and (kind == EXECUTE or nameless)):
                 self.idle = False
                 if self._skipping or self._copy_in:
                     self._owe_after_trouble(kind)
@@ -489,7 +488,7 @@ class Conversation(Hooks):
                 edited = self._steered_reply(kind, data, pos, end, head)
                 if edited is not None:
                     return edited
-        if kind in CLOSING_REPLY:
+        if CLOSING[kind]:
             if head & KIND == EXECUTE:
                 self._ended()
             if kind == COMMAND_COMPLETE and not head & OWN:

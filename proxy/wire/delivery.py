@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from librt.strings import read_i32_be
+
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known, Steering
 from proxy.wire import advice, messages
 from proxy.wire.entries import FRESH, KIND, OWN, STEERED, SUSPENDED
@@ -25,7 +27,6 @@ from proxy.wire.frames import (
     DESCRIBE,
     EXECUTE,
     FAILED,
-    HEADER,
     HOLD_LIMIT,
     IDLE,
     IN_TRANSACTION,
@@ -40,12 +41,11 @@ from proxy.wire.prepared import READING_SETTINGS
 # The statements of one client that are remembered by name for steering, in bytes of their texts.
 _STATEMENT_BYTES: Final = 256 * 1024
 _PORTALS: Final = 1000  # bound with advice in one transaction and remembered for their positions
+_PLAIN_LIMIT: Final = 4 * 1024  # bytes of a Parse that is kept to know it again
 # Added to the entry of a Parse whose text is remembered once it has succeeded.
 _KEPT: Final = 0x4000
 
 _CLOSE_STATEMENT: Final = messages.close(b"S", advice.STATEMENT)
-
-_unpack = HEADER.unpack_from
 
 
 class _Prepared:
@@ -61,7 +61,7 @@ class _Prepared:
 class SteeredConversation(SteeredOutcome):
     """A backend that belongs to this client alone, and statements that may be steered."""
 
-    __slots__ = ("_pending", "_succeeded", "_texts", "_texts_size")
+    __slots__ = ("_pending", "_plain", "_plain_parse", "_succeeded", "_texts", "_texts_size")
 
     def __init__(self, steering: Steering) -> None:
         super().__init__(steering)
@@ -69,11 +69,15 @@ class SteeredConversation(SteeredOutcome):
         self._texts_size = 0  # with those of `_pending`
         self._pending: deque[_Prepared] = deque()  # one for each entry in ``owed`` that is _KEPT
         self._succeeded: _Prepared | None = None
+        # The last Parse of the unnamed statement that is not to be steered; its text and types.
+        self._plain_parse = b""
+        self._plain = (b"", b"")
 
     # ------------------------------------------------------------------ simple queries
 
     def _query(self, data: bytes, pos: int, end: int) -> bytes | None:
-        decision = self._judge_query(data, pos, end)
+        large = read_i32_be(data, pos + 1) > HOLD_LIMIT
+        decision = self._judge_query(b"" if large or end - pos < 7 else data[pos + 5 : end - 1], large)
         if decision is UNDECIDED:
             return SUSPENDED
         if decision is LEAVE_ALONE:
@@ -82,18 +86,17 @@ class SteeredConversation(SteeredOutcome):
             return None
         return self._steer_query(data, pos, end, decision)
 
-    def _judge_query(self, data: bytes, pos: int, end: int) -> Decision:
+    def _judge_query(self, text: bytes, large: bool) -> Decision:
+        """``text`` is empty where the message has none, and for one too ``large`` to be put together."""
         decision = self._decision
         self._decision = None
-        if end - pos < 7 or self._skipping or self._copy_in or self.status == FAILED:
-            # A message too short to be one has no text; a slice that ends before it begins fails in the compiled build.
+        if not (text or large) or self._skipping or self._copy_in or self.status == FAILED:
             decision = LEAVE_ALONE
-        elif _unpack(data, pos)[1] > HOLD_LIMIT:
+        elif large:
             self._forget_texts()  # it may say anything
             self.steering.prevented("too_large")
             decision = LEAVE_ALONE
         elif decision is None:
-            text = data[pos + 5 : end - 1]
             decision = self.steering.query(text)
             if self._texts:
                 self._look_for_deallocate(text)
@@ -183,9 +186,12 @@ class SteeredConversation(SteeredOutcome):
     # ------------------------------------------------------------------ prepared statements
 
     def _parse(self, data: bytes, pos: int, end: int) -> bytes | None:
+        plain = self._plain_parse
+        if plain and end - pos == len(plain) and data[pos:end] == plain and self._parse_again():
+            return None
         name_end = data.find(0, pos + 5, end)
         text_end = data.find(0, name_end + 1, end) if name_end >= 0 else -1
-        large = _unpack(data, pos)[1] > HOLD_LIMIT
+        large = read_i32_be(data, pos + 1) > HOLD_LIMIT
         if text_end < 0 or large or self._skipping or self._copy_in:
             if large:
                 self._forget_texts()
@@ -198,12 +204,25 @@ class SteeredConversation(SteeredOutcome):
         if known is None or self._texts_size + len(text) > _STATEMENT_BYTES:
             if self._texts:
                 self._look_for_deallocate(text)
+            elif known is None and not name and end - pos <= _PLAIN_LIMIT:
+                self._plain_parse = data[pos:end]
+                self._plain = (text, data[text_end + 1 : end])
             self._owe(PARSE)
             return None
         self.owed.append(PARSE | _KEPT)
         self._pending.append(_Prepared(name, known))
         self._texts_size += len(text)
         return None
+
+    def _parse_again(self) -> bool:
+        """The very Parse that came last and is none to be steered, which is what many clients send with each Bind: does
+        what `_parse` does for it, without taking it apart. False when that is not all."""
+        if self._texts or self._pending or self._skipping or self._copy_in:
+            return False
+        if self.steering.known(self._plain[0], self._plain[1]) is not None:
+            return False
+        self.owed.append(PARSE)
+        return True
 
     def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
         if end - pos > 6 and data[pos + 5] == 0x53:
@@ -284,7 +303,7 @@ class SteeredConversation(SteeredOutcome):
         self._decision = None
         if known is None or self._skipping or self._copy_in or self.status == FAILED:
             decision = LEAVE_ALONE
-        elif _unpack(data, pos)[1] > HOLD_LIMIT:
+        elif read_i32_be(data, pos + 1) > HOLD_LIMIT:
             self.steering.prevented("too_large")
             decision = LEAVE_ALONE
         elif decision is None:

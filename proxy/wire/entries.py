@@ -66,3 +66,6 @@ READY_REPLY: Final = frozenset({QUERY, SYNC, FUNCTION_CALL})
 def table_of(kinds: frozenset[int]) -> bytes:
     """A table by kind: 1 for those in the set."""
     return bytes(kind in kinds for kind in range(256))
+
+
+CLOSING: Final = table_of(CLOSING_REPLY)

@@ -7,7 +7,7 @@ under a name of ours: such a text is sent with our name in it, and behind the st
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from proxy.steering import Steering
 from proxy.wire import messages
@@ -24,14 +24,24 @@ _TARGETS: Final = 100  # EXECUTEs and DEALLOCATEs that were prepared, before tho
 TAKEN: Final = 0x800
 
 
-class Change(NamedTuple):
+class Change:
     """What a Parse or Close (or a DEALLOCATE) that was sent changes: the kind in ``owed``, the client's name for the
-    statement (empty: the unnamed one), the statement, and for a Parse of the unnamed one what was there before."""
+    statement (empty: the unnamed one), the statement, and for a Parse of the unnamed one what was there before. Never
+    changed itself."""
 
-    entry: int
-    name: bytes | None = None
-    statement: Statement | None = None
-    previous: Statement | None = None
+    __slots__ = ("entry", "name", "previous", "statement")
+
+    def __init__(
+        self,
+        entry: int,
+        name: bytes | None = None,
+        statement: Statement | None = None,
+        previous: Statement | None = None,
+    ) -> None:
+        self.entry = entry
+        self.name = name
+        self.statement = statement
+        self.previous = previous
 
 
 class KeptStatements(SessionState):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from librt.strings import read_i32_be
+
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Known, Steering
 from proxy.wire import messages
 from proxy.wire.entries import ALWAYS_WATCHED, KIND, OWN, STEERED, SUSPENDED, table_of
@@ -29,6 +31,7 @@ from proxy.wire.frames import (
     SYNC,
 )
 from proxy.wire.kept_statements import TAKEN, Change, KeptStatements
+from proxy.wire.looks import look
 from proxy.wire.messages import SYNC as SYNC_MESSAGE
 from proxy.wire.messages import message
 from proxy.wire.outcome import TIDYING, Run
@@ -42,13 +45,15 @@ from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, reading
 from proxy.wire.session_state import PARSED, Own
 from proxy.wire.statements import (
     BY_NAME,
-    classify,
+    STATE,
     prepared_name,
 )
 
 _MISSING: Final = b"\0C26000\0"
 _OUTDATED: Final = b"cached plan must not change result type"
 _NAME_SEARCH: Final = 8 * 1024  # portal and statement names are looked for in so many bytes of a long message
+_STATEMENT: Final = 0x53  # in a Describe or Close: S
+_USUAL_LIMIT: Final = 4 * 1024  # bytes of a Parse that is kept to know it again
 
 # Added to the entry of a Query for which there is a note in ``_changes``.
 _NOTED: Final = 0x400
@@ -60,7 +65,7 @@ _WATCHED: Final = table_of(ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, C
 class PooledConversation(KeptStatements):
     """One client in transaction pooling, with its prepared statements."""
 
-    __slots__ = ("backend_ends",)
+    __slots__ = ("_usual", "_usual_parse", "backend_ends")
 
     def __init__(
         self,
@@ -74,6 +79,9 @@ class PooledConversation(KeptStatements):
         self._names_pass = False
         self._watched = _WATCHED
         self.backend_ends = False  # the server said so, behind the end of a transaction
+        # The last Parse of the unnamed statement, if it means the same whenever it comes, and what it changes then.
+        self._usual: Change | None = None
+        self._usual_parse = b""
 
     # ------------------------------------------------------------------ from the client
 
@@ -87,19 +95,21 @@ class PooledConversation(KeptStatements):
     def _query(self, data: bytes, pos: int, end: int) -> bytes | None:
         if self._skipping:
             return None  # the server will not read it
+        large = read_i32_be(data, pos + 1) > HOLD_LIMIT
+        # A message too short to be one has no text; a slice that ends before it begins fails in the compiled build.
+        text = b"" if large or end - pos < 7 else data[pos + 5 : end - 1]
         # Before anything is noted: the message may come again.
-        decision = self._judge_query(data, pos, end)
+        decision = self._judge_query(text, large)
         if decision is UNDECIDED:
             return SUSPENDED
         assert self.backend is not None
         self._unnamed = self.backend.prepared.unnamed = None
         self.pins &= ~PIN_LARGE
-        if HEADER.unpack_from(data, pos)[1] > HOLD_LIMIT:
+        if large:
             self._window = b""
             self._read_on(data[pos + 5 : end])
-        elif end - pos > 5:  # else no text, not even an empty one: the server will say so
-            text = data[pos + 5 : end - 1]
-            flags = classify(text)
+        elif text:  # else the server will say so
+            flags = look(text) & STATE
             if flags:
                 self._note(text, flags)
                 if flags & BY_NAME:
@@ -142,11 +152,19 @@ class PooledConversation(KeptStatements):
 
     def _parse(self, data: bytes, pos: int, end: int) -> bytes | None:
         assert self.backend is not None
-        name_end = data.find(0, pos + 5, end)
-        text_end = data.find(0, name_end + 1, end) if name_end >= 0 else -1
-        large = HEADER.unpack_from(data, pos)[1] > HOLD_LIMIT
         if self._skipping:
             return None
+        usual = self._usual
+        if (
+            usual is not None
+            and end - pos == len(self._usual_parse)
+            and data[pos:end] == self._usual_parse
+            and self._parse_as_usual(usual)
+        ):
+            return None
+        name_end = data.find(0, pos + 5, end)
+        text_end = data.find(0, name_end + 1, end) if name_end >= 0 else -1
+        large = read_i32_be(data, pos + 1) > HOLD_LIMIT
         if name_end < 0 or (text_end < 0 and not large):
             if large:  # a name too long to be one: nothing is known of what it begins
                 self._parse_unkept(b"?", data[pos + 5 : end])
@@ -168,7 +186,12 @@ class PooledConversation(KeptStatements):
             self._change(PARSE, name, statement, self._unnamed)
             self._unnamed = prepared.unnamed = statement
             self.pins &= ~PIN_LARGE
-            return before + statement.parse_message(b"") if statement.flags & BY_NAME else None
+            if statement.flags & BY_NAME:
+                return before + statement.parse_message(b"")
+            if not statement.reading and end - pos <= _USUAL_LIMIT:
+                self._usual = Change(PARSE, b"", statement, statement)
+                self._usual_parse = data[pos:end]
+            return None
         present = self._named.get(name)
         if present is not None:
             # The server must say that the name is taken.
@@ -191,6 +214,20 @@ class PooledConversation(KeptStatements):
         before += self._evict(prepared.add(statement))
         self._change(PARSE, name, statement)
         return before + statement.parse_message(statement.name)
+
+    def _parse_as_usual(self, usual: Change) -> bool:
+        """The very Parse of the unnamed statement that came last, which is what many clients send with each Bind: does
+        what `_parse` does for it, without taking it apart. False when something else has come in between."""
+        statement = usual.statement
+        if statement is None or self._unnamed is not statement or self.pins & (PIN_MEMORY | PIN_LARGE):
+            return False
+        statement.known = self.steering.known(statement.text, statement.types)
+        assert self.backend is not None
+        self.backend.prepared.unnamed = statement
+        self._changes.append(usual)
+        self._copy_in = False
+        self.owed.append(PARSE)
+        return True
 
     def _parse_unkept(self, name: bytes, large: bytes) -> None:
         """A Parse that goes on as it is, since it is not kept for another backend; ``large``: the beginning of one that
@@ -252,7 +289,7 @@ class PooledConversation(KeptStatements):
         self._owe(BIND)
         if not name:
             return before + data[pos:end] if before else None
-        length = HEADER.unpack_from(data, pos)[1] + len(statement.name) - len(name)
+        length = read_i32_be(data, pos + 1) + len(statement.name) - len(name)
         name_end = portal_end + 1 + len(name)
         return b"".join(
             (before, HEADER.pack(BIND, length), data[pos + 5 : portal_end + 1], statement.name, data[name_end:end])
@@ -316,8 +353,11 @@ class PooledConversation(KeptStatements):
     # ------------------------------------------------------------------ from the server
 
     def _named_change(self) -> None:
-        entry, name, statement, _ = self._changes.popleft()
-        if entry & TAKEN and name is not None and statement is not None and self.backend is not None:
+        change = self._changes.popleft()
+        if not change.entry & TAKEN:
+            return
+        name, statement = change.name, change.statement
+        if name is not None and statement is not None and self.backend is not None:
             # The name was free after all, since what took it failed: now it stands for another text on this backend,
             # which must not get to anybody else.
             self._pin(PIN_SETTINGS)
@@ -346,14 +386,14 @@ class PooledConversation(KeptStatements):
 
     def _undo(self, change: Change, *, failed: bool) -> None:
         """Takes back what a message changed here that the server refused (``failed``) or never looked at."""
-        entry, name, statement, previous = change
+        entry, name, statement = change.entry, change.name, change.statement
         if self.backend is None or entry & TAKEN:
             return
         prepared = self.backend.prepared
         if name == b"":
             prepared.unnamed = UNKNOWN
             if entry == PARSE:
-                self._unnamed = None if failed else previous
+                self._unnamed = None if failed else change.previous
             elif entry == CLOSE:
                 self._unnamed = statement
         elif statement is None:
@@ -398,10 +438,10 @@ class PooledConversation(KeptStatements):
         return message(b"E", body)
 
     def _completed(self, data: bytes, pos: int, end: int) -> None:
-        tag = data[pos + 5 : end - 1]
-        if tag.startswith(b"SELECT ") and not self._blind:
+        if data[pos + 5 : pos + 12] == b"SELECT " and not self._blind:
             return  # by far the most frequent; what a SELECT can do to the session shows in its text
         super()._completed(data, pos, end)
+        tag = data[pos + 5 : end - 1]
         if tag == b"DEALLOCATE":
             if self.owed and self.owed[0] & _NOTED:
                 self.owed[0] &= ~_NOTED
@@ -431,7 +471,7 @@ class PooledConversation(KeptStatements):
         there is gone already."""
         changes, self._changes = self._changes, deque()
         for change in changes:
-            entry, name, statement, _ = change
+            entry, name, statement = change.entry, change.name, change.statement
             if name == b"" or entry & TAKEN:
                 self._changes.append(change)
             elif entry & KIND != PARSE:
@@ -447,4 +487,4 @@ class PooledConversation(KeptStatements):
 
 def _names_statement(data: bytes, pos: int, end: int) -> bool:
     """Whether a Describe or Close is about a statement (a portal otherwise), and well formed."""
-    return end - pos > 6 and data[pos + 5 : pos + 6] == b"S" and data[end - 1] == 0
+    return end - pos > 6 and data[pos + 5] == _STATEMENT and data[end - 1] == 0

@@ -19,6 +19,7 @@ HOLD: Final = 16
 DATABASE: Final = 32  # creates, drops or alters a database
 BY_NAME: Final = 64  # DEALLOCATE or EXECUTE of a prepared statement
 UNLOCKS: Final = 128  # releases advisory locks
+STATE: Final = 255  # all of them
 
 _SETS = re.compile(rb"\b(?:re)?set\b")
 _ADVISORY = re.compile(rb"pg_(?:try_)?advisory_lock")

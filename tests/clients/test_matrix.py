@@ -72,7 +72,8 @@ def test_a_row_without_a_test_is_found_and_every_row_is_written() -> None:
 
 def run_pytest(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """A pytest of its own in ``folder``, with nothing of this run in its environment."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PW_TEST_RUN"))}
+    ours = ("PYTEST_", "PW_TEST_RUN", "PYTHONPATH", "PYTHONSAFEPATH")  # the compiled build is found by the last two
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.clients.matrix", "-p", "no:cacheprovider", *arguments],
         cwd=folder,

@@ -50,6 +50,19 @@ def test_latency_falls_into_the_bucket_whose_bound_it_does_not_exceed() -> None:
     assert snapshot[LATENCY_SUM] == sum((0.0, LATENCY_BOUNDS[0], 0.0003, LATENCY_BOUNDS[-1], 1000.0))
 
 
+def test_latencies_in_any_order() -> None:
+    seconds = [
+        bound * factor for factor in (1.0, 0.999, 1.001) for bound in (*LATENCY_BOUNDS, *reversed(LATENCY_BOUNDS))
+    ]
+    counters = Counters()
+    counts = [0] * len(LATENCY_KEYS)
+    for one in seconds:
+        counters.observe_latency(one)
+        counts[sum(bound < one for bound in LATENCY_BOUNDS)] += 1
+    snapshot = counters.snapshot()
+    assert [snapshot[key] for key in LATENCY_KEYS] == counts
+
+
 def test_labels_beyond_the_bound_are_counted_as_other() -> None:
     counts = Labelled()
     for number in range(MAX_LABELS + 10):

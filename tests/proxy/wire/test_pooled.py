@@ -196,6 +196,24 @@ def the_unnamed_statement_outlives_our_query() -> PooledTranscript:
     )
 
 
+def the_same_parse_each_time() -> PooledTranscript:
+    """As drivers without named statements do it. What comes in between is not overlooked: another backend, a Parse that
+    fails or is passed over, a simple query, another text."""
+    batch = (parse("", "u"), bind(), execute(), SYNC)
+    answer = (PARSED, BOUND, done(), ready())
+    script = PooledTranscript().client(*batch).server(*answer).client(*batch).server(*answer).unlink().link("b")
+    script.client(*batch).server(*answer).client(bind(), SYNC).server(BOUND, ready()).unlink()
+    script.link("a").client(*batch, *batch).server(error(), ready(), *answer).client(*batch).server(error(), ready())
+    script.client(bind(), SYNC, becomes=[close(), bind(), SYNC])
+    script.server(CLOSED, MISSING, ready(), becomes=[MISSING, ready()]).client(*batch).server(*answer).unlink()
+    script.link("b").client(parse("x", "no"), *batch, becomes=[parse(our(2), "no"), *batch]).server(error(), ready())
+    script.unlink().link("a").client(bind(), SYNC).server(BOUND, ready()).client(query("x")).server(done(), ready())
+    script.client(bind(), SYNC).server(MISSING, ready()).client(*batch).server(*answer)
+    script.client(parse("", "v"), SYNC).server(PARSED, ready()).unlink()
+    script.link("b").client(bind(), SYNC, becomes=[parse("", "v"), bind(), SYNC])
+    return script.server(PARSED, BOUND, ready(), becomes=[BOUND, ready()]).client(*batch).server(*answer).unlink()
+
+
 def nobody_else_s_unnamed_statement() -> PooledTranscript:
     return (
         PooledTranscript()
