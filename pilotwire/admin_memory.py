@@ -11,6 +11,8 @@ import contextlib
 import json
 import sys
 import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -33,6 +35,7 @@ from planner.memory.records import (
 )
 from proxy.admin.source import (
     Arm,
+    BreakerNow,
     Decision,
     Gain,
     Latency,
@@ -52,6 +55,7 @@ from proxy.admin.source import (
 from proxy.settings import ProxySettings
 
 if TYPE_CHECKING:
+    from planner.memory.breaker import Standing
     from planner.memory.store import Store
 
 LOOKED_AT: Final = 1000
@@ -60,6 +64,8 @@ KEPT_SECONDS: Final = 2.0
 STORE_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 5.0
 PLAN_SECONDS: Final = 150.0
+MAX_LINES: Final = 100
+"""Lines of the ledger that wait for a store that is away."""
 OFF: Final = "The store is switched off (store = none): nothing is remembered."
 _RANK: Final = {
     State.PREFERRED: 0, State.APPROVED: 1, State.TRIAL: 2, State.CANDIDATE: 3, State.EXPIRED: 4, State.REJECTED: 5,
@@ -81,6 +87,8 @@ class StoreMemory:
         self._pages: dict[tuple[str, str | None], tuple[float, list[Query]]] = {}
         self._planning = asyncio.Semaphore(2)
         self._midnight: tuple[float, float, tuple[float, float, float]] = (0.0, 0.0, (0.0, 0.0, 0.0))
+        self._breakers: tuple[float, Sequence[BreakerNow]] = (-KEPT_SECONDS, [])
+        self._lines: deque[LedgerEntry] = deque(maxlen=MAX_LINES)
         self.latency_history: LatencyHistory | None = None
 
     async def close(self) -> None:
@@ -188,11 +196,16 @@ class StoreMemory:
     # --- history -------------------------------------------------------------------------------------------------
 
     async def save_history(self, points: Sequence[HistoryPoint]) -> bool:
-        """False when they are to be tried again; where there is no store there is nothing to try."""
+        """And lines of the ledger that wait. False when they are to be tried again; where there is no store there is
+        nothing to try."""
+        lines = list(self._lines)
         try:
-            await self._ask(lambda store: store.save(history=points))
+            await self._ask(lambda store: store.save(history=points, ledger=lines))
         except UnavailableError:
             return self._url is None
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                self._lines.remove(line)
         return True
 
     async def recent_history(self, seconds: float) -> Sequence[HistoryPoint]:
@@ -244,6 +257,32 @@ class StoreMemory:
             return QueryDetail(gone)
         return await self.query(key)
 
+    # --- circuit breakers, and the mode --------------------------------------------------------------------------
+
+    async def breakers(self) -> Sequence[BreakerNow]:
+        from planner.memory.store.breakers import standing
+
+        asked, found = self._breakers
+        if time.monotonic() - asked > KEPT_SECONDS:
+            found = [as_breaker(one) for one in await self._ask(standing)] if self._url is not None else []
+            self._breakers = (time.monotonic(), found)
+        return found
+
+    async def close_breaker(self, source: str, covers: str, actor: str, why: str) -> Sequence[BreakerNow]:
+        await self._ask(lambda store: _close(store, source, covers, actor, why))
+        self._breakers = (-KEPT_SECONDS, [])
+        return await self.breakers()
+
+    async def mode_switched(self, before: str, after: str, actor: str, why: str) -> None:
+        """Writes it into the ledger; where the store is away, with the next history that can be written."""
+        if self._url is None or before == after:
+            return
+        line = LedgerEntry(
+            at=time.time(), kind="mode", before=before, after=after, actor=actor, why=why, uid=uuid.uuid4().hex
+        )
+        self._lines.append(line)
+        await self.save_history(())
+
     # --- plans ---------------------------------------------------------------------------------------------------
 
     async def plans(self, key: str, text: str, arm: str, *, analyze: bool) -> PlanPair:
@@ -279,6 +318,22 @@ def _decide(store: Store, key: str, action: Decision, arm: str, actor: str, why:
         decide(store, key, action, arm, actor=actor, why=why)
     except DecisionError as error:
         raise (NotFoundError if error.missing else RefusedError)(str(error)) from None
+
+
+def _close(store: Store, source: str, covers: str, actor: str, why: str) -> None:
+    from planner.memory.store.breakers import close
+    from planner.memory.store.decisions import DecisionError
+
+    try:
+        close(store, source, covers, actor=actor, why=why)
+    except DecisionError as error:
+        raise (NotFoundError if error.missing else RefusedError)(str(error)) from None
+
+
+def as_breaker(one: Standing) -> BreakerNow:
+    from planner.memory.store.breakers import called
+
+    return BreakerNow(called(one), one.covers, str(one.position), _moment(one.until), one.bad, one.outcomes)
 
 
 def _known(store: Store, key: str) -> QueryRecord:
@@ -402,6 +457,7 @@ def as_line(entry: LedgerEntry) -> LedgerLine:
         actor=entry.actor,
         why=entry.why,
         text=entry.text,
+        scope=entry.scope,
     )
 
 

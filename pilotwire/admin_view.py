@@ -28,7 +28,6 @@ from pilotwire.workers import WorkerProcess, gather_quietly
 from proxy.admin.source import (
     Client,
     Latencies,
-    MemorySource,
     ModelStatus,
     NotFoundError,
     Pool,
@@ -150,7 +149,7 @@ class AdminView:
         return self._instance.settings
 
     @property
-    def memory(self) -> MemorySource:
+    def memory(self) -> StoreMemory:
         return self._store
 
     def status(self) -> Status:

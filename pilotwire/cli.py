@@ -60,6 +60,9 @@ COMMANDS = {
     "memory": Command(
         "pilotwire.memory_command", "app", "See what was learned about queries; approve, reject, freeze.", True
     ),
+    "breaker": Command(
+        "pilotwire.breaker_command", "app", "See what circuit breakers turned off; close one before its time.", True
+    ),
     "ledger": Command(
         "pilotwire.ledger_command", "app", "See and export what was changed about steering, by whom and why.", True
     ),

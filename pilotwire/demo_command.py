@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from pilotwire.demo.runner import ROUNDS, Demo, run_demo
+from pilotwire.demo.runner import DATABASE, ROUNDS, Demo, run_demo
 from pilotwire.demo.training_queries import COUNT
 from pilotwire.run_command import DEFAULT_ADMIN_PORT, DEFAULT_PORT, Trial, run_trial
 
@@ -75,4 +75,6 @@ def demo(
             Console(highlight=False, width=None if console.is_terminal else WIDTH),
         )
 
-    return run_trial(directory, port, admin_port, console, once=once, config=SERVER, models=models, work=work)
+    return run_trial(
+        directory, port, admin_port, console, once=once, config=SERVER, models=models, work=work, database=DATABASE
+    )

@@ -17,17 +17,19 @@ import typer
 
 from pilotwire import interrupting
 from pilotwire.errors import StartError
+from pilotwire.fitted_table import Column, fitted
 from pilotwire.store_access import ConfigOption, Found, StoreOption, find
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from pilotwire.exploring import Target
     from planner.memory.explorer import Explored, ExploreOptions, Progress, Report, Wanted
 
 INTERRUPTED = 130
 SHOWN = 30
-EXCERPT = 50
+EXCERPT = 200
 
 
 Upstream = Annotated[
@@ -202,16 +204,15 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
 
 def _summarise(report: Report, console: Console) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     best = sorted(report.approved, key=lambda one: -one.saved_ms)
     if best:
-        table = Table(title="verified to be faster", title_justify="left", box=None)
-        for name in ("", "plain", "saves", "factor", "by"):
-            table.add_column(name, justify="left" if name in ("", "by") else "right", no_wrap=True)
-        for one in best[:SHOWN]:
-            table.add_row(*_row(one))
-        console.print(table)
+        columns = (
+            Column("", 1), Column("plain", right=True), Column("saves", right=True), Column("factor", right=True),
+            Column("by", 1),
+        )  # fmt: skip
+        rows = [_row(one) for one in best[:SHOWN]]
+        console.print(fitted(console, columns, rows, "verified to be faster"))
         if len(best) > SHOWN:
             console.print(f"[dim]and {len(best) - SHOWN} more[/]")
     left: dict[str, int] = {}
@@ -230,12 +231,14 @@ def _summarise(report: Report, console: Console) -> None:
         console.print(f"stopped    {escape(report.stopped)}; the same command goes on from here")
 
 
-def _row(one: Explored) -> tuple[str, ...]:
+def _row(one: Explored) -> tuple[Text, ...]:
+    from rich.text import Text
+
     assert one.approved is not None
-    text = " ".join(one.wanted.sql.split())
-    shown = text if len(text) <= EXCERPT else text[: EXCERPT - 3] + "..."
+    text = Text(" ".join(one.wanted.sql.split())[:EXCERPT])
     gain = one.approved.record.measured_gain
-    return shown, f"{one.plain_ms:.1f} ms", f"{one.saved_ms:.1f} ms", f"{gain:.2f}x", one.approved.record.arm
+    numbers = (f"{one.plain_ms:.1f} ms", f"{one.saved_ms:.1f} ms", f"{gain:.2f}x")
+    return text, *(Text(number) for number in numbers), Text(one.approved.record.arm)
 
 
 def _repaid(report: Report) -> str:

@@ -59,9 +59,10 @@ def list_(
         print(json.dumps({"ok": True, "lines": found}))
         return 0
     for line in found:
-        what = f"{line['before'] or '-'} -> {line['after'] or '-'}" if line["kind"] in ("state", "person") else ""
+        what = f"{line['before'] or '-'} -> {line['after'] or '-'}" if line["before"] or line["after"] else ""
         took = f"{line['took_ms']:.1f} ms" if line["took_ms"] else ""
-        parts = (line["at"][:19] + "Z", line["kind"], line["key"][:12], line["arm"], what, took, line["actor"])
+        about = (line["database"], line["scope"], line["key"][:12], line["arm"], line["model"])
+        parts = (line["at"][:19] + "Z", line["kind"], *about, what, took, line["actor"])
         print("  ".join(part for part in (*map(str, parts), line["why"]) if part))
     return 0
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pilotwire.fitted_table import Column, fitted
 from pilotwire.store_access import ActorOption, ConfigOption, JsonOption, StoreOption, WhyOption, opened, person
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from planner.memory.records import ArmRecord, QueryRecord
     from planner.memory.store import Store
@@ -29,7 +31,8 @@ ArmArgument = Annotated[
     str, typer.Argument(metavar="ARM", help="Which way of planning it; needed when there are several.")
 ]
 STATES = ("candidate", "trial", "approved", "rejected", "expired", "preferred", "frozen")
-DATABASE_SHOWN = 20
+STATES_SHOWN = {"preferred": 0, "approved": 1, "trial": 2, "expired": 3}
+"""Arms that are named in a list, in this order."""
 STYLES = {"approved": "green", "preferred": "bold green", "rejected": "red", "frozen": "cyan", "trial": "yellow"}
 
 
@@ -71,7 +74,7 @@ def list_(
         found = [query_as_json(query) | {"arms": [arm_as_json(arm) for arm in arms[query.key]]} for query in queries]
         print(json.dumps({"ok": True, "queries": found}))
         return 0
-    _table(queries, arms)
+    _table(queries, arms, state)
     return 0
 
 
@@ -87,11 +90,11 @@ def show(key: KeyArgument, store: StoreOption = "", config: ConfigOption = None,
         facts = {"query": query_as_json(query), "arms": [arm_as_json(arm) for arm in arms]}
         print(json.dumps({"ok": True} | facts | {"ledger": [line_as_json(entry) for entry in ledger]}))
         return 0
-    console = _console()
+    console = output_console()
     _print_query(console, query, arms)
     for entry in ledger:
         change = f"{entry.before or '-'} -> {entry.after or '-'}"
-        console.print(f"  {_time(entry.at)}  {entry.arm or '':<22} {change:<24} {entry.actor}: {entry.why}")
+        console.print(f"  {time_text(entry.at)}  {entry.arm or '':<22} {change:<24} {entry.actor}: {entry.why}")
     return 0
 
 
@@ -261,9 +264,9 @@ def query_as_json(query: QueryRecord) -> dict[str, Any]:
         "calls": query.calls,
         "total_ms": round(query.total_ms, 3),
         "unsteered_p50_ms": _middle(query.baseline),
-        "first_seen": _time(query.first_seen),
-        "last_seen": _time(query.last_seen),
-        "updated": _time(query.updated),
+        "first_seen": time_text(query.first_seen),
+        "last_seen": time_text(query.last_seen),
+        "updated": time_text(query.updated),
         "actor": query.actor,
     }
 
@@ -283,42 +286,48 @@ def arm_as_json(arm: ArmRecord) -> dict[str, Any]:
         "measured_gain": arm.measured_gain or None,
         "why": arm.why,
         "actor": arm.actor,
-        "updated": _time(arm.updated),
+        "updated": time_text(arm.updated),
     }
 
 
-def _table(queries: Sequence[QueryRecord], arms: dict[str, list[ArmRecord]]) -> None:
-    from rich.measure import Measurement
-    from rich.table import Table
+def _table(queries: Sequence[QueryRecord], arms: dict[str, list[ArmRecord]], wanted: str) -> None:
     from rich.text import Text
 
-    console = _console()
+    console = output_console()
     if not queries:
         console.print("nothing is remembered that fits")
         return
-    between = "\n" if console.is_terminal else "  "
-    rows = []
-    for query in queries:
-        states = [Text("frozen", style=STYLES["frozen"])] if query.opted_out else []
-        for arm in arms[query.key]:
-            gain = f" {arm.measured_gain:.2f}x" if arm.measured_gain else ""
-            states.append(Text(f"{arm.arm}: {arm.state}{gain}", style=STYLES.get(arm.state, "")))
-        rows.append((
-            Text(query.key[:12]), Text(query.database[:DATABASE_SHOWN]), Text(f"{query.calls:,}"),
-            Text(f"{query.total_ms / 1000:,.1f} s"), Text(between).join(states),
-        ))  # fmt: skip
-    names = ("key", "database", "calls", "total", "arms")
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, no_wrap=True, justify="right" if name in ("calls", "total") else "left")
-    # rich would take the room from all columns alike; only the statement may be cut.
-    widths = (max(Measurement.get(console, console.options, row[n]).maximum for row in rows) for n in range(5))
-    room = console.width - sum(max(width, len(name)) + 2 for width, name in zip(widths, names, strict=True))
-    table.add_column("statement", no_wrap=True, overflow="ellipsis", max_width=max(room, len("statement")))
-    for query, row in zip(queries, rows, strict=True):
-        shape = query.text or query.shape or f"fingerprint {query.fingerprint}"
-        table.add_row(*row, Text(" ".join(shape.split())))
-    console.print(table)
+    between = "\n" if console.is_terminal else ", "
+    rows = [
+        (
+            Text(query.key[:12]), Text(f"{query.calls:,}"), Text(f"{query.total_ms / 1000:,.1f} s"),
+            Text(query.database), Text(between).join(states(query, arms[query.key], wanted)),
+            Text(" ".join((query.text or query.shape or f"fingerprint {query.fingerprint}").split())),
+        )
+        for query in queries
+    ]  # fmt: skip
+    columns = (
+        Column("key"), Column("calls", right=True), Column("total", right=True), Column("database", 1),
+        Column("arms", 3), Column("statement", 3),
+    )  # fmt: skip
+    console.print(fitted(console, columns, rows))
+
+
+def states(query: QueryRecord, arms: Sequence[ArmRecord], wanted: str = "") -> list[Text]:
+    """What stands of a query's arms in a list: those in use, on trial or to be verified again, and those in the state
+    that was asked for; of the others how many there are."""
+    from rich.text import Text
+
+    found = [Text("frozen", style=STYLES["frozen"])] if query.opted_out else []
+    others: dict[str, int] = {}
+    for arm in sorted(arms, key=lambda arm: (STATES_SHOWN.get(arm.state, len(STATES_SHOWN)), -arm.measured_gain)):
+        if arm.state not in STATES_SHOWN and arm.state != wanted:
+            others[arm.state] = others.get(arm.state, 0) + 1
+            continue
+        gain = f" {arm.measured_gain:.2f}x" if arm.measured_gain else ""
+        found.append(Text(f"{arm.state}{gain} {arm.arm}", style=STYLES.get(arm.state, "")))
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(others.items()))
+    return [*found, Text(counted, style="dim")] if counted else found or [Text("-")]
 
 
 def _print_query(console: Console, query: QueryRecord, arms: Sequence[ArmRecord]) -> None:
@@ -334,7 +343,7 @@ def _print_query(console: Console, query: QueryRecord, arms: Sequence[ArmRecord]
         "values": query.params or "-",
         "calls": f"{query.calls:,}, {query.total_ms / 1000:,.1f} s in total",
         "unsteered": f"{_ms(_middle(query.baseline))} (p50 of the latest {len(query.baseline)})",
-        "seen": f"{_time(query.first_seen) or '-'} to {_time(query.last_seen) or '-'}",
+        "seen": f"{time_text(query.first_seen) or '-'} to {time_text(query.last_seen) or '-'}",
         "frozen": f"yes, by {query.actor}" if query.opted_out else "no",
     }
     for name, fact in facts.items():
@@ -349,13 +358,14 @@ def _print_query(console: Console, query: QueryRecord, arms: Sequence[ArmRecord]
             "model": arm.model or "-",
             "measured": f"{_ms(_middle(arm.latencies))} against {_ms(_middle(arm.baseline))} unsteered, gain {gain}, "
             f"{arm.runs} runs, {arm.losses} lost",
-            "since": f"{_time(arm.updated) or '-'} by {arm.actor}" + (f": {arm.why}" if arm.why else ""),
+            "since": f"{time_text(arm.updated) or '-'} by {arm.actor}" + (f": {arm.why}" if arm.why else ""),
         }
         for name, fact in lines.items():
             console.print(Text.assemble((f"    {name:<10} ", "dim"), fact))
 
 
-def _console() -> Console:
+def output_console() -> Console:
+    """Standard output, for tables."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
@@ -373,7 +383,8 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f} ms"
 
 
-def _time(seconds: float) -> str | None:
+def time_text(seconds: float) -> str | None:
+    """A moment as the commands print it; None where there is none."""
     if not seconds or not math.isfinite(seconds):
         return None
     try:

@@ -45,13 +45,14 @@ class ModeSwitch:
         """The mode that the kill switch changes to: off, or what the settings say when it was switched off before."""
         return settings.mode if self._switched == "off" else "off"
 
-    def choose(self, settings: ProxySettings, mode: str, actor: str, why: str) -> None:
-        """Remembers the mode that is to hold. Raises ValueError for one that there is not."""
+    def choose(self, settings: ProxySettings, mode: str, actor: str, why: str) -> str:
+        """Remembers the mode that is to hold; which one held before. Raises ValueError for one that there is not."""
         if mode not in MODES:
             raise ValueError(f"mode: {mode[:50]!r} is none of {', '.join(MODES)}")
         before = self.in_force(settings).mode
         self._switched = None if mode == settings.mode else mode
         self._log.event("mode_set", level="warning", before=before, mode=mode, actor=actor, why=why or None)
+        return before
 
     async def tell(self, settings: ProxySettings) -> None:
         """Has every worker go by it; returns when all that answer do. It does not wait for a reload that is under way

@@ -257,6 +257,7 @@ class PlannerProcess:
             queue=report.queue,
             models=_models(report.models),
             store=report.store if self._ready else "",
+            breakers_open=report.breakers_open if self._ready else 0,
         )
 
 

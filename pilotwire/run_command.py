@@ -79,10 +79,12 @@ def run_trial(
     config: Mapping[str, str | int] | None = None,
     models: Path | None = None,
     work: Callable[[Trial], None] | None = None,
+    database: str = "postgres",
 ) -> int:
     """Start server and proxy, do `work` with them if there is any, and serve until Ctrl-C; with `once` prove that the
     wire works instead of serving. ``config`` goes into postgresql.conf, ``models`` is the folder that the proxy takes
     models from. With work to do, the proxy's log goes to ``proxy.log``, so that it does not disturb what is shown.
+    ``database`` is the one that people are told of.
     """
     directory = directory.absolute()
     with _only_one(directory), _stopping_on_signals() as stopped:
@@ -101,7 +103,7 @@ def run_trial(
                     work(trial)
                 if once:
                     return 0
-                _tell(trial, console)
+                _tell(trial, database, console)
                 return _serve(trial, stopped, console)
         except KeyboardInterrupt:
             console.print("stopped")
@@ -249,11 +251,12 @@ def _last_words(directory: Path) -> str:
     return f" ({lines[-1]})" if lines else ""
 
 
-def _tell(trial: Trial, console: Console) -> None:
+def _tell(trial: Trial, database: str, console: Console) -> None:
     console.print(f"the proxy answers on {HOST}:{trial.port}; try it:\n")
     program = os.path.relpath(trial.server.binary("psql"))
-    console.print(f"  [bold]{shlex.quote(program)} {trial.dsn}[/bold]")
-    console.print(f"\nadmin: {trial.admin_url}/metrics\nCtrl-C stops both.\n")
+    dsn = f"{trial.dsn.rpartition('/')[0]}/{database}"
+    console.print(f"  [bold]{shlex.quote(program)} {dsn}[/bold]")
+    console.print(f"\nconsole: {trial.admin_url}/\nadmin: {trial.admin_url}/metrics\nCtrl-C stops both.\n")
 
 
 def _serve(trial: Trial, stopped: _Stopped, console: Console) -> int:

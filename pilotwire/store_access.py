@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ ActorOption = Annotated[
     str, typer.Option("--actor", metavar="NAME", help="Who decides, for the ledger; default: $USER.")
 ]
 WhyOption = Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for the ledger.")]
+_RELATIVE = re.compile(r"\.{1,2}/.*|[^/:@=][^:@=]*\.(?:db|sqlite3?)", re.DOTALL)
 _NAMES = ("store", "store_password", "store_literals")
 
 
@@ -64,7 +66,7 @@ def find(option: str = "", config: Path | None = None, *, alone: bool = False) -
         values |= {} if alone else {name: os.environ[f"PILOTWIRE_{name.upper()}"] for name in _NAMES if _given(name)}
         if option:
             # A path on the command line is meant from where one stands.
-            values["store"] = str(Path(option).absolute()) if option.startswith(("./", "../")) else option
+            values["store"] = str(Path(option).absolute()) if _RELATIVE.fullmatch(option) else option
         settings = StoreSettings.model_validate(fold_store(values))
     except ValidationError as error:
         raise StartError(f"{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg'].lower()}") from None

@@ -386,9 +386,10 @@ class Supervisor:
 
     async def set_mode(self, mode: str, actor: str, why: str) -> None:
         """Switches steering, in every worker at once; see ``pilotwire.mode_switch``. Raises ValueError."""
-        self._modes.choose(self._settings, mode, actor, why)
+        before = self._modes.choose(self._settings, mode, actor, why)
         await self._mode_changed()
         await self._modes.tell_neighbours(self._settings)
+        self._spawn(self._view.memory.mode_switched(before, mode, actor, why))
 
     async def _mode_changed(self) -> None:
         await self._modes.tell(self._settings)

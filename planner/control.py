@@ -111,7 +111,7 @@ class ModelState(msgspec.Struct, array_like=True):
 class Report(msgspec.Struct, tag="report", array_like=True):
     """Counters so far, flat as in ``decisions{no_join}``, and the present state. ``catalog_age_s`` is that of the
     oldest snapshot, -1 for none; ``stuck_s`` how long the computation under way has taken; ``store`` why the store
-    cannot be written, "" where it can."""
+    cannot be written, "" where it can; ``breakers_open`` how many models are off by a circuit breaker."""
 
     counters: dict[str, float]
     models: tuple[ModelState, ...] = ()
@@ -120,6 +120,7 @@ class Report(msgspec.Struct, tag="report", array_like=True):
     queue: int = 0
     stuck_s: float = 0.0
     store: str = ""
+    breakers_open: int = 0
 
 
 class Reloaded(msgspec.Struct, tag="reloaded", array_like=True):

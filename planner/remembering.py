@@ -129,6 +129,11 @@ class Remembering:
         """Why the store was not written when that was last tried; "" where it was."""
         return self._failing
 
+    @property
+    def breakers_open(self) -> int:
+        """How many models are off by a circuit breaker, and one more where all steering is."""
+        return len(self._memory.breakers_open) if self._memory is not None else 0
+
     def close(self) -> None:
         """Writes what waits, for at most two seconds."""
         if self._writer is not None:

@@ -336,6 +336,7 @@ class Service:
             self._lanes.waiting,
             self._lanes.stuck_seconds,
             self._remembering.failing,
+            self._remembering.breakers_open,
         )
 
     async def _tick(self) -> None:

@@ -18,8 +18,8 @@ from typing import Final, Literal
 PREFIX: Final = "pilotwire_"
 Unit = Literal[
     "seconds", "bytes", "ratio", "statements", "transactions", "connections", "clients", "logins", "requests", "times",
-    "processes", "workers", "decisions", "messages", "records", "plans", "arms", "files", "databases", "spans", "lines",
-    "timestamp", "0 or 1",
+    "processes", "workers", "decisions", "messages", "records", "plans", "arms", "models", "files", "databases",
+    "spans", "lines", "timestamp", "0 or 1",
 ]  # fmt: skip
 """What one counts or measures; ``ratio`` is a factor, ``timestamp`` seconds since 1970."""
 
@@ -362,6 +362,12 @@ PLANNER_GAUGES: Final[tuple[Metric, ...]] = (
         name="planner_catalog_age_seconds",
     ),
     _gauge("queue", "statements", "Statements that wait in the planner process.", name="planner_queue"),
+    _gauge(
+        "breakers_open",
+        "models",
+        "Models that a circuit breaker has off, wholly or for trials, and one more where all steering is off.",
+        name="memory_breakers_open",
+    ),
 )
 """``attribute`` is one of `proxy.admin.source.PlannerStatus`."""
 MODEL_INFO: Final = _gauge("models", "0 or 1", "1 for each model that serves.", "model", name="model_info")

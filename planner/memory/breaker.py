@@ -4,7 +4,8 @@ Two breakers for each model, and one over everything. Closed: outcomes are count
 used of that source. Half-open, after a pause: a few outcomes decide whether it closes, or opens for twice as long.
 
 Its state is kept in the store (`Breakers.changed`, `Breakers.load`), so that a restart gives no model another chance.
-Instances that share a store share it too: the state that changed last stands.
+Instances that share a store share it too: the state that changed last stands. A person who closes one leaves a record
+of its own (`closing`), which no instance that has not seen it yet can write over.
 
 An *outcome* is good (an arm was approved or confirmed) or bad (a trial lost, or an arm in use was withdrawn). A trial
 that only showed no gain is neither: most trials do, and nobody was hurt.
@@ -13,6 +14,7 @@ that only showed no gain is neither: most trials do, and nobody was hurt.
 from __future__ import annotations
 
 import enum
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +30,8 @@ HALF_OPEN_BAD: Final = 2
 FIRST_PAUSE_S: Final = 600.0
 MOST_PAUSE_S: Final = 86_400.0
 NAME: Final = "breaker "
+CLOSING: Final = "closed "
+"""Before the name of a breaker that a person closed."""
 EVERYTHING: Final = "*"
 """The breaker over all steering, counting only withdrawals of what was in use."""
 
@@ -45,6 +49,20 @@ class Trip:
     source: str
     position: Position
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A breaker at one moment, for a person. ``covers`` is ``everything``, ``trials`` or ``use`` (of one model);
+    ``until`` is when an open one is tried again, seconds since the epoch, else 0.0; ``bad`` of ``outcomes``, those
+    counted since its position changed last."""
+
+    source: str
+    covers: str
+    position: Position
+    until: float
+    bad: int
+    outcomes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +92,7 @@ _KEPT: Final = msgspec.json.Decoder(_Kept)
 class Breaker:
     """Times are seconds since the epoch; ``changed`` is when something was counted, or what was loaded is of."""
 
-    __slots__ = ("_limit", "_opened", "_outcomes", "_pause", "changed", "position", "source")
+    __slots__ = ("_closed", "_limit", "_opened", "_outcomes", "_pause", "changed", "position", "source")
 
     def __init__(self, source: str, limit: Limit) -> None:
         self.source = source
@@ -83,6 +101,7 @@ class Breaker:
         self._outcomes: deque[bool] = deque(maxlen=WINDOW)
         self._opened = 0.0
         self._pause = FIRST_PAUSE_S
+        self._closed = 0.0
         self.changed = 0.0
 
     def kept(self) -> str:
@@ -103,7 +122,26 @@ class Breaker:
         self._pause = min(max(kept.pause, FIRST_PAUSE_S), MOST_PAUSE_S)
         self._outcomes = deque(kept.outcomes, WINDOW)
         self.changed = at
+        self._let_go()
         return before is not self.position
+
+    def close(self, at: float) -> bool:
+        """A person closed it at that time: what had opened it before counts no more, nor does a state of then that is
+        taken later. Whether its position changed."""
+        self._closed = max(self._closed, at)
+        return self._let_go()
+
+    def _let_go(self) -> bool:
+        if self.position is Position.CLOSED or self._opened > self._closed:
+            return False
+        self.position, self._pause = Position.CLOSED, FIRST_PAUSE_S
+        self._outcomes.clear()
+        return True
+
+    def standing(self, covers: str, now: float) -> Standing:
+        self.allows(now)
+        until = self._opened + self._pause if self.position is Position.OPEN else 0.0
+        return Standing(self.source, covers, self.position, until, self._outcomes.count(False), len(self._outcomes))
 
     def allows(self, now: float) -> bool:
         """Whether its source may be used; an open one turns half-open when its pause is over."""
@@ -129,7 +167,12 @@ class Breaker:
         return None
 
     def _open(self, why: str, now: float, pause: float) -> Trip:
-        self.position, self._opened, self._pause = Position.OPEN, now, pause
+        # After what a person closed, although that clock may be ahead of this one.
+        self.position, self._opened, self._pause = (
+            Position.OPEN,
+            max(now, math.nextafter(self._closed, math.inf)),
+            pause,
+        )
         self._outcomes.clear()
         return Trip(self.source, Position.OPEN, f"{why}; off for {pause:.0f} s")
 
@@ -159,6 +202,12 @@ class Breakers:
         every = (self._everything, *self._models.values())
         return tuple(dict.fromkeys(one.source for one in every if one.position is Position.OPEN))
 
+    def standing(self, now: float) -> list[Standing]:
+        """All of them, that over everything first."""
+        models = sorted(self._models.items())
+        found = [one.standing(_KINDS[in_use], now) for (_, in_use), one in models]
+        return [self._everything.standing("everything", now), *found]
+
     def count(self, model: str, now: float, *, good: bool, in_use: bool) -> list[Trip]:
         """One outcome; ``in_use``: of an arm that was approved, which counts for everything too."""
         trips = []
@@ -187,18 +236,28 @@ class Breakers:
         return [GuardRecord(name=name, content=one.kept(), updated=one.changed) for name, one in changed.items()]
 
     def load(self, record: GuardRecord) -> bool:
-        """What the store holds, or another instance wrote; whether a position changed."""
-        if not record.name.startswith(NAME):
+        """What the store holds, or another instance or a person wrote; whether a position changed."""
+        closing = record.name.startswith(CLOSING)
+        name = record.name.removeprefix(CLOSING)
+        if not name.startswith(NAME):
             return False
-        kind, _, model = record.name.removeprefix(NAME).partition(" ")
+        kind, _, model = name.removeprefix(NAME).partition(" ")
         if kind == EVERYTHING:
-            return self._everything.take(record.content, record.updated)
-        if kind not in _KINDS or not model:
+            breaker = self._everything
+        elif kind in _KINDS and model:
+            breaker = self._of(model, in_use=kind == _KINDS[True])
+        else:
             return False
-        return self._of(model, in_use=kind == _KINDS[True]).take(record.content, record.updated)
+        return breaker.close(record.updated) if closing else breaker.take(record.content, record.updated)
 
 
 _KINDS: Final = ("trials", "use")
+
+
+def closing(one: Standing, now: float) -> GuardRecord:
+    """What has every instance close this breaker."""
+    name = NAME + EVERYTHING if one.source == EVERYTHING else f"{NAME}{one.covers} {one.source}"
+    return GuardRecord(name=CLOSING + name, updated=now)
 
 
 def _name(model: str, *, in_use: bool) -> str:

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Final
 
 from planner.memory.arms import CUSTOM_PLAN
+from planner.memory.breaker import Position
 from planner.memory.entries import NO_ADVICE, ArmEntry, Candidate, Choice, Entry, Facts, Seen
 from planner.memory.guard import BUDGET_MS, TRIAL_BUDGET, TRIAL_SHARE, WAITING, Pace, Policy, budget_ms, important
 from planner.memory.index import Index
@@ -68,8 +69,10 @@ class Memory(Index):
 
     @property
     def breakers_open(self) -> tuple[str, ...]:
-        """Models that are off, ``*`` for all steering."""
-        return self._judge.breakers.open
+        """Models that are off, wholly or for trials, ``*`` for all steering."""
+        with self._lock:
+            found = self._judge.breakers.standing(self._clock())
+        return tuple(dict.fromkeys(one.source for one in found if one.position is Position.OPEN))
 
     @property
     def trials_left_ms(self) -> float:

@@ -8,7 +8,17 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.admin.overview import Reason, reasons
-from proxy.admin.source import AdminSource, Decision, LedgerLine, Order, PlanPair, QueryDetail, Run, UnavailableError
+from proxy.admin.source import (
+    AdminSource,
+    BreakerNow,
+    Decision,
+    LedgerLine,
+    Order,
+    PlanPair,
+    QueryDetail,
+    Run,
+    UnavailableError,
+)
 from proxy.admin.source import Query as QueryRow
 
 Key = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="As in the list.")]
@@ -50,6 +60,23 @@ class Judgement(BaseModel):
 
     action: Decision
     arm: str = Field("", max_length=100)
+    actor: str = Field("api", min_length=1, max_length=100)
+    why: str = Field("", max_length=500)
+
+
+class Breakers(BaseModel):
+    breakers: list[BreakerNow]
+
+
+class Closing(BaseModel):
+    """``source`` is ``everything`` or a model and version, as in the list. ``covers`` may be left out: both of a
+    model's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["close"] = "close"
+    source: str = Field(min_length=1, max_length=200)
+    covers: Literal["", "trials", "use"] = ""
     actor: str = Field("api", min_length=1, max_length=100)
     why: str = Field("", max_length=500)
 
@@ -118,6 +145,18 @@ def router(source: AdminSource) -> APIRouter:
     async def plans(key: Key, wanted: Wanted) -> PlanPair:
         """The plain and the steered plan, by EXPLAIN, or with actual rows by running both."""
         return await source.memory.plans(key, wanted.text, wanted.arm, analyze=wanted.analyze)
+
+    @routes.get("/breakers")
+    async def breakers() -> Breakers:
+        """The circuit breakers: what of steering is off because too much was lost, and until when."""
+        return Breakers(breakers=list(await source.memory.breakers()))
+
+    @routes.post("/breakers")
+    async def close(closing: Closing) -> Breakers:
+        """Closes a circuit breaker before its pause is over; all of them as they are then. 404: none of that source is
+        open."""
+        found = await source.memory.close_breaker(closing.source, closing.covers, closing.actor, closing.why)
+        return Breakers(breakers=list(found))
 
     @routes.get("/ledger")
     async def ledger(

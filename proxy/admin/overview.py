@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final, Literal, get_args
 
@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from proxy.admin.latencies import iso
-from proxy.admin.source import AdminSource, Latency, Status, UnavailableError
+from proxy.admin.source import AdminSource, BreakerNow, Latency, Status, UnavailableError
 from proxy.declared_metrics import Q_ERROR_BOUNDS
 from proxy.metrics import labelled
 from proxy.quantiles import of_histogram
@@ -100,10 +100,14 @@ class Accuracy(BaseModel):
 
 
 class Overview(BaseModel):
+    """``breakers`` are the circuit breakers that are not closed. ``evidence`` none: advice is used at once, and nothing
+    is compared or remembered."""
+
     health: Literal["healthy", "degraded", "unhealthy"]
     trouble: list[Trouble]
     mode: str
     modes: list[str]
+    evidence: str
     at: str
     uptime_s: float
     workers: Workers
@@ -113,6 +117,7 @@ class Overview(BaseModel):
     models: list[ModelLatency]
     accuracy: list[Accuracy]
     reasons: list[Reason]
+    breakers: list[BreakerNow]
     latency_good_ms: float
     latency_warning_ms: float
     interval_s: float
@@ -138,7 +143,9 @@ async def overview(source: AdminSource) -> Overview:
     latest = (await source.latencies()).latest
     complaint = ""
     gain = None
+    breakers: list[BreakerNow] = []
     try:
+        breakers = [one for one in await source.memory.breakers() if one.position != "closed"]
         found = await source.memory.gain()
         gain = GainNow(
             since=iso(found.since),
@@ -149,7 +156,7 @@ async def overview(source: AdminSource) -> Overview:
         )
     except UnavailableError as error:
         complaint = str(error)
-    trouble = _trouble(source, status, reachable, complaint)
+    trouble = _trouble(source, status, reachable, complaint, breakers)
     worst = {item.level for item in trouble}
     totals = status.totals
     planner = status.planner
@@ -158,6 +165,7 @@ async def overview(source: AdminSource) -> Overview:
         trouble=trouble,
         mode=settings.mode,
         modes=list(MODES),
+        evidence=settings.evidence,
         at=iso(_aware(now)),
         uptime_s=round(now - status.start_time, 1),
         workers=Workers(
@@ -190,6 +198,7 @@ async def overview(source: AdminSource) -> Overview:
         models=[_model(row, settings.latency_good_ms, settings.latency_warning_ms) for row in latest],
         accuracy=accuracy(totals),
         reasons=reasons(status),
+        breakers=breakers,
         latency_good_ms=settings.latency_good_ms,
         latency_warning_ms=settings.latency_warning_ms,
         interval_s=settings.history_interval,
@@ -237,7 +246,9 @@ def _model(row: Latency, good: float, warning: float) -> ModelLatency:
     )
 
 
-def _trouble(source: AdminSource, status: Status, reachable: bool, store: str) -> list[Trouble]:
+def _trouble(
+    source: AdminSource, status: Status, reachable: bool, store: str, breakers: Sequence[BreakerNow]
+) -> list[Trouble]:
     settings, planner = source.settings, status.planner
     away = planner is not None and settings.mode != "off" and not planner.ready
     late = (
@@ -262,7 +273,14 @@ def _trouble(source: AdminSource, status: Status, reachable: bool, store: str) -
         (bool(store), "warning", store),
         (unwritten, "warning", f"Nothing new is kept or approved: {planner.store if planner else ''}."),
     ]
+    found += [(one.covers != "trials", "warning", _off(one)) for one in breakers if one.position == "open"]
     return [Trouble(level=level, text=text) for holds, level, text in found if holds]
+
+
+def _off(one: BreakerNow) -> str:
+    what = "All steering" if one.covers == "everything" else f"What was approved of {one.source}"
+    until = f" until {one.until:%H:%M}" if one.until is not None else ""
+    return f"{what} is switched off{until} by its circuit breaker: too much was withdrawn."
 
 
 def _aware(seconds: float) -> datetime:

@@ -34,7 +34,8 @@ class ModelStatus:
 @dataclass(frozen=True, slots=True)
 class PlannerStatus:
     """The planner process. ``catalog_age_s`` is the age of its oldest catalog snapshot, -1 when it has none; ``queue``
-    how many statements wait in it; ``store`` why it cannot write to the store, "" where it can."""
+    how many statements wait in it; ``store`` why it cannot write to the store, "" where it can; ``breakers_open``
+    as in `planner.control.Report`."""
 
     ready: bool = False
     memory: int = 0
@@ -43,6 +44,7 @@ class PlannerStatus:
     queue: int = 0
     models: tuple[ModelStatus, ...] = ()
     store: str = ""
+    breakers_open: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +217,23 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerNow:
+    """A circuit breaker. ``source`` is ``everything`` (all steering) or a model and version, of which ``covers`` says
+    what is off when it is not closed: ``trials``, or the ``use`` of what was approved (``everything``: all steering).
+    ``until`` is when an open one is tried again; ``bad`` of ``outcomes``, those since its position changed last."""
+
+    source: str
+    covers: str
+    position: str
+    until: datetime | None
+    bad: int
+    outcomes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """One line of the ledger. ``id`` grows with time."""
+    """One line of the ledger. ``id`` grows with time. ``scope`` is ``query`` or ``template`` where it is about one: a
+    run counts for both, and each has states of its own."""
 
     id: int
     at: datetime
@@ -234,6 +251,7 @@ class LedgerLine:
     actor: str
     why: str
     text: str
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +344,15 @@ class MemorySource(Protocol):
 
     async def decide(self, key: str, action: Decision, arm: str, actor: str, why: str) -> QueryDetail:
         """A person's decision, and the query after it. Raises NotFoundError, RefusedError."""
+        ...
+
+    async def breakers(self) -> Sequence[BreakerNow]:
+        """All circuit breakers, that over all steering first."""
+        ...
+
+    async def close_breaker(self, source: str, covers: str, actor: str, why: str) -> Sequence[BreakerNow]:
+        """A person closes those of ``source`` that are not closed, before their pause is over (``covers`` "": both of a
+        model); all of them afterwards. Raises NotFoundError, RefusedError."""
         ...
 
     async def plans(self, key: str, text: str, arm: str, *, analyze: bool) -> PlanPair:

@@ -72,7 +72,7 @@ class TestMemory:
     def test_list(self, run: Run, store: Store) -> None:
         shown = run("memory", "list").out.splitlines()
         assert [words[:12] for words in shown[1:]] == [key(3)[:12], key(2)[:12], key(1)[:12]]
-        assert "frozen  no_hashjoin: trial 2.00x" in shown[2]
+        assert "frozen, trial 2.00x no_hashjoin" in shown[2]
         assert "SELECT * FROM orders WHERE id = '#" in shown[3]
         found = run("memory", "list", "--json").json["queries"]
         assert [entry["key"] for entry in found] == [key(3), key(2), key(1)]
@@ -273,6 +273,7 @@ class TestStore:
         [
             (["info", "--store", "postgresql://u:geheim@h/d"], "PILOTWIRE_STORE_PASSWORD"),
             (["info", "--store", "mysql://u:geheim@h/d"], "or none"),
+            (["info", "--store", "user:geheim.db"], "or none"),
             (["info", "--store", "none"], "switched off"),
             (
                 ["info", "--store", "postgresql://u@127.0.0.1:1/d"],
@@ -323,6 +324,14 @@ class TestStore:
         file.write_bytes(b"no database" * 1000)
         for command in (["memory", "list"], ["store", "migrate"], ["store", "export"]):
             assert "move it away" in run(*command).sentence
+
+    def test_a_file_is_named_from_where_one_stands(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("here.db", "./there", "new/deep.db"):
+            assert run("store", "migrate", "--store", name).code == 0
+            assert (tmp_path / name).is_file()
 
     def test_half_an_export_is_refused(self, run: Run, store: Store, tmp_path: Path) -> None:
         half = tmp_path / "half.jsonl"

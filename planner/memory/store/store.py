@@ -314,6 +314,10 @@ class Store:
         chosen = chosen.order_by(HISTORY.c.at.desc(), HISTORY.c.model, HISTORY.c.metric).limit(limit)
         return self._all(HistoryPoint, chosen)[::-1]
 
+    def guards(self) -> list[GuardRecord]:
+        """All of them: a few for each model that ever served."""
+        return self._all(GuardRecord, select(GUARDS).order_by(GUARDS.c.name))
+
     def revision(self) -> int:
         """The number of the latest change of queries or arms."""
         with self._connector.reading() as connection:

@@ -3,7 +3,7 @@
 import { clock, ms, s } from "./dom.js";
 
 // On a phone fewer units across, so that the words stay as large as they are.
-const wide = () => (innerWidth < 700 ? 400 : 900);
+export const wide = () => (innerWidth < 700 ? 400 : 900);
 
 // One line over time with limits. points: [[Date, value]], limits: [value].
 export function lines(points, { label, limits = [], width = wide(), height = 200 }) {
@@ -16,7 +16,7 @@ export function lines(points, { label, limits = [], width = wide(), height = 200
     { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     ticks.map((value) => [
       s("line", { class: "axis", x1: box.left, x2: width - box.right, y1: y(value), y2: y(value) }),
-      s("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, ms(value)),
+      s("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, value ? ms(value) : "0"),
     ]),
     limits.filter((value) => y(value) > box.top).map((value) => s("line", { class: "limit", x1: box.left, x2: width - box.right, y1: y(value), y2: y(value) })),
     points.length > 1 && s("path", { class: "area", d: `${path}L${x(points.at(-1)[0])} ${floor}L${x(points[0][0])} ${floor}Z` }),
@@ -29,15 +29,21 @@ export function lines(points, { label, limits = [], width = wide(), height = 200
 function scales(points, limits, width, height, box) {
   const first = Number(points[0]?.[0] ?? 0);
   const last = Math.max(Number(points.at(-1)?.[0] ?? 1), first + 1);
-  const top = Math.max(...points.map((point) => point[1]), ...limits.map((limit) => limit * 0.6), 1e-3) * 1.08;
+  const step = round(Math.max(...points.map((point) => point[1]), ...limits.map((limit) => limit * 0.6), 1e-3) / 2);
+  const top = 2 * step;
   const x = (at) => box.left + ((Number(at) - first) / (last - first)) * (width - box.left - box.right);
   const y = (value) => height - box.bottom - (value / top) * (height - box.top - box.bottom);
-  return [x, y, [0, top / 2, top]];
+  return [x, y, [0, step, top]];
+}
+
+// The next number above that reads well on an axis.
+function round(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].map((digit) => digit * power).find((found) => found >= value * 1.001);
 }
 
 function times(points, x, height) {
-  if (points.length < 2) return null;
-  return [points[0], points.at(-1)].map(([at], index) =>
+  return [points[0], points.at(-1)].slice(0, points.length).map(([at], index) =>
     s("text", { x: x(at), y: height - 5, "text-anchor": index ? "end" : "start" }, clock(at)),
   );
 }

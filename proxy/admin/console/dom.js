@@ -78,6 +78,10 @@ export function count(value) {
   return WHOLE.format(value);
 }
 
+export function counted(value, one) {
+  return `${count(value)} ${one}${value === 1 ? "" : "s"}`;
+}
+
 export function ms(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -97,7 +101,8 @@ export function duration(seconds) {
   const minutes = Math.floor((left - hours * 3600) / 60);
   if (days) return `${sign}${days} d ${hours} h`;
   if (hours) return `${sign}${hours} h ${minutes} min`;
-  return `${sign}${minutes} min ${Math.floor(left % 60)} s`;
+  const rest = Math.floor(left % 60);
+  return `${sign}${minutes} min${rest ? ` ${rest} s` : ""}`;
 }
 
 export function factor(value) {

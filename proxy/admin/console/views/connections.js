@@ -55,7 +55,7 @@ function clients(found, refresh) {
       { head: "Runs for", num: true, cell: (row) => (row.running_ms ? ms(row.running_ms) : "–") },
       { head: "Connected", num: true, wide: true, cell: (row) => duration((Date.now() - Date.parse(row.connected)) / 1000) },
       { head: "Server process", num: true, wide: true, cell: (row) => row.server_pid || "–" },
-      { head: "", cell: (row) => h("button", { type: "button", class: "quiet danger", "data-key": `kill-${row.id}`, "aria-label": `End client ${row.id} of ${row.user}`, onclick: () => end(row, refresh) }, "End") },
+      { head: "Action", cell: (row) => h("button", { type: "button", class: "quiet danger", "data-key": `kill-${row.id}`, "aria-label": `End client ${row.id} of ${row.user}`, onclick: () => end(row, refresh) }, "End") },
     ], found.clients),
     (next || found.after) && h("div", { class: "controls pages" }, found.after && h("a", { href: "#/connections", "data-key": "first" }, "First page"), next),
   );

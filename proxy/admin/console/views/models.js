@@ -1,7 +1,8 @@
 // Model files: which serves, how good it was in training, how fast it is; swap and roll back.
 
+import { breakersPanel } from "../breakers.js";
 import { call, post } from "../api.js";
-import { lines } from "../charts.js";
+import { lines, wide } from "../charts.js";
 import { ask, tell } from "../dialogs.js";
 import { chip, count, empty, factor, h, panel, table } from "../dom.js";
 import { modelsPanel } from "./status.js";
@@ -39,12 +40,13 @@ export function render({ status, history, found }, where, refresh) {
       h("button", { type: "button", "data-key": "release", onclick: () => choose("release", "", "Newest again", "A pin or a rollback ends: what came last serves.", refresh) }, "Newest again"),
     )),
     found.off && h("p", { class: "note" }, `${found.off[0].toUpperCase()}${found.off.slice(1)}.`),
+    breakersPanel(status.breakers, refresh),
     files(found.models, refresh),
     modelsPanel(status, history),
     accuracy(status.accuracy),
     h("div", { class: "grid" }, history.data.map((one) => panel(
       `P95 of ${one.model}, last 24 hours`,
-      lines(one.data_points.map((point) => [new Date(point.timestamp), point.p95_latency_ms]), { label: `95th percentile of ${one.model} over 24 hours`, limits: [status.latency_good_ms, status.latency_warning_ms], width: 400 }),
+      lines(one.data_points.map((point) => [new Date(point.timestamp), point.p95_latency_ms]), { label: `95th percentile of ${one.model} over 24 hours`, limits: [status.latency_good_ms, status.latency_warning_ms], width: Math.min([wide(), 560][history.data.length - 1] ?? 400, wide()) }),
       h("p", { class: "legend" }, "Broken lines: the limits of good and of warning."),
     ))),
   ];
@@ -77,7 +79,7 @@ function files(models, refresh) {
       { head: "Model", cell: (row) => [h("b", {}, row.name ? `${row.name} ${row.version}` : row.file), h("div", { class: "small soft" }, row.file, row.kind && ` · ${row.kind}`)] },
       { head: "State", cell: (row) => [chip(row.state === "active" ? "serves" : row.state, KINDS[row.state]), row.detail && h("div", { class: "small" }, row.detail)] },
       { head: "Training", cell: (row) => training(row) },
-      { head: "", cell: (row) => ["valid", "kept"].includes(row.state) && h("button", { type: "button", "data-key": `use-${row.file}-${row.version}`, onclick: () => choose("activate", `${row.name}@${row.version}`, `Use ${row.name} ${row.version}`, "It is pinned: it serves whatever comes, until the newest is asked for again.", refresh) }, "Use") },
+      { head: "Choice", cell: (row) => ["valid", "kept"].includes(row.state) && h("button", { type: "button", "data-key": `use-${row.file}-${row.version}`, onclick: () => choose("activate", `${row.name}@${row.version}`, `Use ${row.name} ${row.version}`, "It is pinned: it serves whatever comes, until the newest is asked for again.", refresh) }, "Use") },
     ], models),
   );
 }

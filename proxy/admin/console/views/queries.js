@@ -45,25 +45,31 @@ function go(changes) {
   location.hash = params.size ? `#/queries?${params}` : "#/queries";
 }
 
-export function load(where, signal) {
+export async function load(where, signal) {
   const params = new URLSearchParams({ limit: PAGE, ...current(where) });
   for (const name of ["state", "search"]) if (where.params.get(name)) params.set(name, where.params.get(name));
-  return call(`/api/memory?${params}`, { signal });
+  const found = await call(`/api/memory?${params}`, { signal });
+  return found.total ? found : { ...found, evidence: (await call("/api/status", { signal })).evidence };
 }
+
+const NOTHING = {
+  measured: "Statements that join tables are remembered once they take long enough to be worth it.",
+  none: "A model's advice is used at once here (evidence = none): nothing is compared, so there is nothing to remember.",
+};
 
 export function render(found, where) {
   const { offset } = current(where);
   if (!found.total) {
     const filtered = where.params.get("search") || where.params.get("state");
-    return panel(null, filtered ? empty("No query matches", "Another search, or another state, may find it.") : empty("Nothing is remembered yet", "Statements that join tables are remembered once they take long enough to be worth it."));
+    return panel(null, filtered ? empty("No query matches", "Another search, or another state, may find it.") : empty("Nothing is remembered yet", NOTHING[found.evidence]));
   }
   return h(
     "section",
-    { class: "panel", "aria-label": "Queries" },
+    { class: "panel" },
     table("Queries", [
-      { head: "Query", cell: (row) => [link(`#/queries/${row.key}`, h("span", { class: "statement mono" }, brief(row.text) || row.fingerprint || row.key)), h("span", { class: "small soft" }, row.database, row.arm && ` · ${row.arm}`)] },
+      { head: "Query", cell: (row) => [link(`#/queries/${row.key}`, h("span", { class: "statement mono" }, brief(row.text) || row.fingerprint || row.key)), h("span", { class: "small soft" }, row.database, row.arm && ` · ${row.arm}`, row.key === row.template && h("b", {}, " · whatever its values"))] },
       { head: "State", cell: (row) => state(row.state) },
-      { head: "Calls", num: true, wide: true, cell: (row) => count(row.calls) },
+      { head: "Calls", num: true, wide: true, cell: (row) => (row.key === row.template && !row.calls ? "–" : count(row.calls)) },
       { head: "Plain", num: true, wide: true, cell: (row) => ms(row.plain_ms) },
       { head: "Steered", num: true, wide: true, cell: (row) => ms(row.steered_ms) },
       { head: "Gain", num: true, wide: true, cell: (row) => (row.plain_ms && row.steered_ms ? factor(row.plain_ms / row.steered_ms) : "–") },

@@ -21,7 +21,7 @@ export function render(found, where, refresh) {
   const { query } = found;
   return [
     h("p", { class: "small" }, link("#/queries", "← Queries")),
-    h("div", { class: "title" }, h("h1", {}, "Query"), state(query.state), query.opted_out && chip("left alone by a person", "warning"), h("div", { class: "end" }, actions(found, refresh))),
+    h("div", { class: "title" }, h("h1", {}, query.key === query.template ? "Query, whatever its values" : "Query"), state(query.state), query.opted_out && chip("left alone by a person", "warning"), h("div", { class: "end" }, actions(found, refresh))),
     h("section", { class: "panel", "aria-label": "Statement" }, statement(query), facts(query)),
     history(found),
     arms(found, refresh),
@@ -40,9 +40,10 @@ function facts(query) {
     ["search_path", query.search_path || "the database's own"],
     ["Fingerprint", h("code", {}, query.fingerprint)],
     ["Key", h("code", {}, query.key)],
-    ["Calls", `${count(query.calls)}, ${ms(query.total_ms)} in all`],
+    query.key !== query.template && ["Calls", `${count(query.calls)}, ${ms(query.total_ms)} in all`],
+    query.key !== query.template && ["Its kind", link(`#/queries/${query.template}`, "what is known whatever the values")],
     ["Seen", h("span", {}, moment(query.first_seen), " to ", moment(query.last_seen))],
-  ];
+  ].filter(Boolean);
   return h("details", { "data-key": "facts" }, h("summary", {}, "Where it runs"), h("dl", { class: "facts" }, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
 }
 

@@ -1,8 +1,9 @@
 // Is it healthy, is it helping?
 
+import { breakersPanel } from "../breakers.js";
 import { call } from "../api.js";
 import { spark } from "../charts.js";
-import { brief, chip, count, duration, empty, h, link, moment, ms, panel, state, table } from "../dom.js";
+import { brief, chip, count, counted, duration, empty, h, link, moment, ms, panel, state, table } from "../dom.js";
 
 export const title = "Status";
 export const every = 2;
@@ -22,18 +23,19 @@ export async function load(_, signal) {
 
 const optional = (asked) => asked.catch((error) => (error.name === "AbortError" || error.status === 401 ? Promise.reject(error) : null));
 
-export function render({ status, history, saved, lost }) {
+export function render({ status, history, saved, lost }, where, refresh) {
   measure(status);
   const won = (saved?.queries ?? []).filter((row) => row.saved_ms > 0);
   const gone = (lost?.queries ?? []).filter((row) => row.saved_ms < 0);
   return [
     verdict(status),
+    breakersPanel(status.breakers, refresh),
     figures(status),
     modelsPanel(status, history),
     h(
       "div",
       { class: "grid" },
-      top("Most time saved", won, "Nothing has been saved yet", "Queries appear here once steered runs have been measured against plain ones."),
+      top("Most time saved", won, "Nothing has been saved yet", status.evidence === "none" ? "Advice is used at once here (evidence = none): nothing is compared." : "Queries appear here once steered runs have been measured against plain ones."),
       top("Most time lost", gone, "No query lost time", "What loses is withdrawn by itself; until then it would be listed here."),
     ),
     reasonsPanel(status),
@@ -49,7 +51,7 @@ function verdict(status) {
     `${workers.responding} of ${workers.configured} worker${workers.configured === 1 ? "" : "s"}`,
     planner.wanted ? (planner.ready ? "planner ready" : "planner away") : "no planner",
   ];
-  if (workers.restarts) facts.push(`${count(workers.restarts)} worker restarts`);
+  if (workers.restarts) facts.push(counted(workers.restarts, "worker restart"));
   return h(
     "section",
     { class: `panel verdict is-${kind}`, "aria-label": "Health" },
@@ -70,12 +72,12 @@ function figures(status) {
   return h(
     "dl",
     { class: "panel figures" },
-    figure("Time saved today", saved === null ? "–" : duration(saved), saved === null ? "nothing measured yet" : `${duration(gain.saved_s)} won, ${duration(gain.lost_s)} lost`, `large ${saved > 0 ? "is-good" : saved < 0 ? "is-danger" : ""}`),
+    figure("Time saved today", saved === null ? "–" : duration(saved), saved === null ? (status.evidence === "none" ? "nothing is compared (evidence = none)" : "nothing measured yet") : `${duration(gain.saved_s)} won, ${duration(gain.lost_s)} lost, trials included`, `large ${saved > 0 ? "is-good" : saved < 0 ? "is-danger" : ""}`),
     figure("Regressions today", gain ? count(gain.regressions) : "–", "withdrawn because they lost", `large ${gain?.regressions ? "is-danger" : ""}`),
     figure("Steered", count(traffic.steered), decided ? `${((100 * traffic.steered) / decided).toFixed(1)} % of ${count(decided)} that join tables` : "no statement that joins tables yet"),
     figure("Statements", rates ? [rates.statements.toFixed(rates.statements < 10 ? 1 : 0), h("small", {}, " /s")] : "–", `${count(traffic.statements)} since the start`),
     figure("Clients", count(traffic.clients), traffic.waiting ? `${count(traffic.waiting)} wait for a connection` : "none waits", traffic.waiting ? "is-danger" : ""),
-    figure("Server connections", count(traffic.servers), `${count(traffic.transactions)} transactions`),
+    figure("Server connections", count(traffic.servers), counted(traffic.transactions, "transaction")),
   );
 }
 
@@ -121,7 +123,7 @@ export function modelsPanel(status, history) {
       { head: "Last 6 hours", wide: true, cell: (row) => (row.model === "none" ? "" : spark(series.get(row.model) ?? [], `P95 of ${row.model}`)) },
       { head: "At", num: true, wide: true, cell: (row) => moment(row.at) },
     ], rows),
-    h("p", { class: "legend" }, `What clients waited for, of the last ${duration(status.interval_s)}: ${limits}.`),
+    h("p", { class: "legend" }, `What clients waited for, of the ${duration(status.interval_s)} before the time under At: ${limits}.`),
   );
 }
 
