@@ -135,7 +135,7 @@ def _sub_plans(query: Query, planner: Planner) -> list[_Wanted]:
         if tree is None or any(aliases.count(relation.alias) > 1 for relation in block.block.relations):
             continue
         estimates = BlockEstimates(block, snapshot, NO_PARAMETERS)
-        counts = BlockCounts(tree, block.block, block.tables)
+        counts = BlockCounts(tree, block.block, block.tables, resolved.graph.blocks)
         for mask in connected(block.block, estimates):
             count = counts.count(mask)
             if count is None:

@@ -9,7 +9,8 @@ unknown fields are refused, and an arm can set nothing but planner settings.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
@@ -128,12 +129,41 @@ class Vocabulary(_Part):
     operators: Words = ()
 
 
-class Abstention(_Part):
+NEVER: Final = 1e-6
+"""A limit of ``log_std`` that no prediction meets: corrections are used for known templates alone."""
+
+
+class Doubts(_Part):
     """When a prediction is not used: more than ``outside_ranges`` of its features lie outside of their ranges, or its
     ``log_std`` is above ``log_std``."""
 
     outside_ranges: int = Field(default=0, ge=0, le=MAX_FEATURES)
     log_std: FiniteFloat | None = Field(default=None, gt=0)
+
+
+class KnownTemplates(Doubts):
+    """The limits of join templates that the model was trained on, by `planner.templates.digest`. Their ``log_ratio`` is
+    taken times ``factor``."""
+
+    templates: Words = ()
+    factor: FiniteFloat = Field(default=1.0, gt=0, le=100)
+
+    @cached_property
+    def digests(self) -> frozenset[str]:
+        """The templates, for a look-up on the query path."""
+        return frozenset(self.templates)
+
+
+class Abstention(Doubts):
+    """``known``: templates that have limits of their own."""
+
+    known: KnownTemplates | None = None
+
+    def limits(self, template: Callable[[], str]) -> tuple[Doubts, float]:
+        """Those of a join template, and its factor; ``template`` gives its digest, where that matters."""
+        if self.known is not None and template() in self.known.digests:
+            return self.known, self.known.factor
+        return self, 1.0
 
 
 class BeforeAfter(_Part):

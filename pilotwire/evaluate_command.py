@@ -61,10 +61,18 @@ def evaluate(
     ] = "",
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=100, help="Counted runs of each kind.")] = 3,
     limit: Annotated[float, typer.Option("--limit", metavar="SECONDS", min=0.05, help="For one run.")] = 30.0,
-    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", min=0, help="For all runs.")] = 1800.0,
+    budget: Annotated[
+        float,
+        typer.Option("--budget", metavar="SECONDS", min=0, help="For all runs; counting has its own, --truth-budget."),
+    ] = 1800.0,
     truth_budget: Annotated[
         float,
-        typer.Option("--truth-budget", metavar="SECONDS", min=0, help="For counting true rows; 0 leaves them out."),
+        typer.Option(
+            "--truth-budget",
+            metavar="SECONDS",
+            min=0,
+            help="For counting true rows before the runs; 0 leaves them out.",
+        ),
     ] = 300.0,
     count_timeout: Annotated[
         float, typer.Option("--count-timeout", metavar="SECONDS", min=0.01, help="For a single count.")
@@ -129,11 +137,17 @@ def _evaluate(upstream: str, queries: Path, arguments: dict[str, Any], html: Pat
     if html is not None and (results.queries or results.sub_plans):
         _write(results, html, raw, None if as_json else console)
     if said:
-        until = (
-            f"; what was measured until then, {len(results.queries)} statements, is above" if results.queries else ""
-        )
-        return fail(f"{said}{until}", code)
+        return fail(f"{said}{_until_then(results, kept if html is not None else None)}", code)
     return 0
+
+
+def _until_then(results: Results, kept: Path | None) -> str:
+    """What there is of an evaluation that did not come to its end."""
+    if not results.queries and not results.sub_plans:
+        return ""
+    what = f"{len(results.queries)} statements" if results.queries else f"{len(results.sub_plans)} true counts"
+    again = f"; the counts are kept in {kept}: the same command goes on" if kept is not None else ""
+    return f"; what was measured until then, {what}, is above{again}"
 
 
 def _splits(text: str, given: bool) -> tuple[str, ...]:

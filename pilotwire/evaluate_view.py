@@ -22,7 +22,8 @@ def show(results: Results, console: Console) -> None:
 
     styles = {"good": "green", "bad": "red", "mixed": "yellow", "none": ""}
     verdict = judge(results)
-    console.print(_compared(results))
+    if results.queries:
+        console.print(_compared(results))
     if results.splits:
         console.print(_splits(results))
     _slower(results, console)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from model_runtime.bundle import FileBytes
-    from model_runtime.manifest import Kind, Manifest
+    from model_runtime.manifest import Doubts, Kind, Manifest
     from model_runtime.store import ModelStore
     from model_runtime.verdict import Verdict
 
@@ -249,17 +249,18 @@ def _describe(file: Path, content: FileBytes | None, verdict: Verdict, manifest:
 
     console = _console()
     console.print(Text(f"{manifest.name} {manifest.version}", style="bold").append(f"  ({file})", style="dim"))
-    vocabulary = manifest.vocabulary
+    vocabulary, known = manifest.vocabulary, manifest.abstention.known
     words = {"tables": vocabulary.tables, "columns": vocabulary.columns, "join edges": vocabulary.joins}
     facts = {
         "kind": f"{manifest.kind}: {manifest.output_meaning}",
         "trained at": manifest.trained_at.isoformat(),
         "featurizer": f"{manifest.featurizer.name} {manifest.featurizer.version}",
         "features": f"{len(manifest.features)} flat" if manifest.sets is None else "sets",
-        "vocabulary": ", ".join(f"{len(known)} {name}" for name, known in words.items()),
+        "vocabulary": ", ".join(f"{len(listed)} {name}" for name, listed in words.items()),
         "schema hash": manifest.schema_hash or "-",
         "clip": f"{manifest.clip[0]:g} to {manifest.clip[1]:g}",
-        "abstains": _abstains(manifest),
+        "abstains": _abstains(manifest.abstention),
+        "  where known": f"{len(known.templates)} join templates: {_abstains(known)}" if known else "-",
         "inputs": ", ".join(_facts(verdict, "inputs")) or "-",
         "outputs": ", ".join(_facts(verdict, "outputs")) or "-",
         "operators": ", ".join(_facts(verdict, "operators")) or "-",
@@ -286,11 +287,15 @@ def _describe(file: Path, content: FileBytes | None, verdict: Verdict, manifest:
         console.print(Text("refused: ", style="red").append(f"{verdict.failed}: {verdict.reason}", style="none"))
 
 
-def _abstains(manifest: Manifest) -> str:
-    limits = [f"with more than {manifest.abstention.outside_ranges} features out of range"]
-    if manifest.abstention.log_std is not None:
-        limits.append(f"above a log_std of {manifest.abstention.log_std:g}")
-    return ", ".join(limits)
+def _abstains(limits: Doubts) -> str:
+    from model_runtime.manifest import NEVER
+
+    if limits.log_std is not None and limits.log_std <= NEVER:
+        return "always, but for known join templates"
+    found = [f"with more than {limits.outside_ranges} features out of range"]
+    if limits.log_std is not None:
+        found.append(f"above a log_std of {limits.log_std:g}")
+    return ", ".join(found)
 
 
 def _facts(verdict: Verdict, name: str) -> list[str]:

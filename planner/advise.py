@@ -47,6 +47,7 @@ from planner.levels import levels
 from planner.memory.records import MODEL_ARM
 from planner.resolve import Resolved, ResolvedBlock, resolve
 from planner.snapshot import Snapshot, TableInfo
+from planner.templates import digest, template
 
 
 class Reason(enum.StrEnum):
@@ -353,12 +354,13 @@ def _predict(block: _Block, model: Model, snapshot: Snapshot, options: Options) 
     inputs = made.inputs(block.estimates, masks)
     outputs = _run(model, inputs, options)
     low, high = manifest.clip
-    ratios = np.clip(outputs["log_ratio"], low, high)
+    limits, factor = manifest.abstention.limits(lambda: digest(template(block.resolved)))
+    ratios = np.clip(factor * outputs["log_ratio"], low, high)
     doubtful = ~known(made, block.estimates, masks)
     if manifest.ranges and "features" in inputs:
-        doubtful |= model.outside_ranges(inputs["features"]) > manifest.abstention.outside_ranges
-    if manifest.abstention.log_std is not None and "log_std" in outputs:
-        doubtful |= outputs["log_std"] > manifest.abstention.log_std
+        doubtful |= model.outside_ranges(inputs["features"]) > limits.outside_ranges
+    if limits.log_std is not None and "log_std" in outputs:
+        doubtful |= outputs["log_std"] > limits.log_std
     for index, ratio, out in zip(chosen, ratios.tolist(), doubtful.tolist(), strict=True):
         if out:
             block.reasons[index] = Reason.OUT_OF_RANGE

@@ -188,6 +188,7 @@ class Relation:
     island: int = 0
     lateral: bool = False
     sampled: bool = False  # TABLESAMPLE
+    location: int = field(default=-1, compare=False, repr=False)  # of a name in the text, in bytes; -1: it has none
 
     @property
     def bit(self) -> int:

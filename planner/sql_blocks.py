@@ -314,6 +314,7 @@ class Builder(Expressions):
         block = self.ctes.get(name) if schema is None else None
         source = Source(alias.get("aliasname") or name, RelationKind.TABLE if block is None else RelationKind.CTE)
         source.name, source.schema = name, schema
+        source.location = body.get("location", -1)
         renamed = names(alias.get("colnames"))
         if block is not None:
             source.block = block
@@ -521,7 +522,7 @@ def _compared_rows(body: Node) -> list[Node]:
 
 
 def _relation(index: int, of: Source, island: int) -> Relation:
-    return Relation(index, of.alias, of.kind, of.schema, of.name, of.block, island, of.lateral, of.sampled)
+    return Relation(index, of.alias, of.kind, of.schema, of.name, of.block, island, of.lateral, of.sampled, of.location)
 
 
 def _numbered(body: Node) -> Outputs:

@@ -23,7 +23,7 @@ OUTER: Final = Unknown("outer column")
 class Source:
     """A relation while its block is read; `planner.graph.Relation` is made of it when the islands are known."""
 
-    __slots__ = ("alias", "block", "columns", "kind", "lateral", "name", "renamed", "sampled", "schema")
+    __slots__ = ("alias", "block", "columns", "kind", "lateral", "location", "name", "renamed", "sampled", "schema")
 
     def __init__(self, alias: str, kind: RelationKind) -> None:
         self.alias = alias
@@ -35,6 +35,7 @@ class Source:
         self.renamed = False  # a table whose alias renames columns: names say nothing
         self.lateral = False
         self.sampled = False
+        self.location = -1
 
 
 class Scope:

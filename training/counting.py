@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from pglast.parser import parse_sql
 from pglast.stream import RawStream
 from pglast.visitors import Visitor
 
-from planner.graph import QueryBlock, RelationKind
+from planner.graph import QueryBlock, Relation, RelationKind
 from planner.snapshot import TableInfo
 from training.factoring import Item, Key, factored, quoted
 
@@ -46,6 +46,14 @@ class Count:
     relations: int = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Select:
+    """A SELECT's tree, and where in the text the names of its FROM begin, in bytes, sorted; -1 for what has none."""
+
+    tree: Any
+    places: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class _Conjunct:
     """One condition: ``relations`` is what it reads, ``text`` is with the new aliases."""
@@ -55,16 +63,24 @@ class _Conjunct:
 
 
 class BlockCounts:
-    """The counts of one query block. ``tables`` are the block's relations as resolved, None where unknown."""
+    """The counts of one query block. ``tables`` are the block's relations as resolved, None where unknown, ``blocks``
+    those of its statement, whose output columns tell whose a bare name is."""
 
-    def __init__(self, select: Any, block: QueryBlock, tables: Sequence[TableInfo | None]) -> None:
+    def __init__(
+        self, select: Any, block: QueryBlock, tables: Sequence[TableInfo | None], blocks: Sequence[QueryBlock] = ()
+    ) -> None:
         self._block = block
         self._tables = tables
+        self._columns = [
+            _columns(relation, table, blocks) for relation, table in zip(block.relations, tables, strict=True)
+        ]
+        self._elsewhere = len(tables)  # the place of columns that no relation is known to have: an outer row's, mostly
         self._position = {relation.alias: relation.index for relation in block.relations}
         self._aliases = _new_aliases(tables)
         self._only = 0  # relations written with ONLY
         self._merged: set[str] = set()  # columns of USING
         self._blocked = 0  # relations that cannot be counted
+        self._nullable = 0  # relations on the nullable side of an outer join
         for relation in block.relations:
             if relation.kind is not RelationKind.TABLE or relation.sampled or tables[relation.index] is None:
                 self._blocked |= relation.bit
@@ -96,6 +112,8 @@ class BlockCounts:
             inside = sorted(
                 (key for key in members if mask >> key[0] & 1), key=lambda key: (self._aliases[key[0]], key[1])
             )
+            if inside and any(relation == self._elsewhere for relation, _ in members):
+                return None
             constant = next((self._constants[key] for key in sorted(members) if key in self._constants), None)
             if constant is not None:
                 for key in (key for key in inside if key not in self._constants):
@@ -154,7 +172,13 @@ class BlockCounts:
         if position is None:
             self._blocked = self._block.everything
             return
-        if nullable or not isinstance(node, ast.RangeVar) or (node.alias is not None and node.alias.colnames):
+        alias = getattr(node, "alias", None)
+        renamed = alias is not None and alias.colnames
+        if renamed:
+            self._columns[position] = None
+        if nullable:
+            self._nullable |= 1 << position
+        if nullable or renamed or not isinstance(node, ast.RangeVar):
             self._blocked |= 1 << position
         elif not node.inh:
             self._only |= 1 << position
@@ -163,7 +187,7 @@ class BlockCounts:
         """An inner join's USING (name): the first relation on each side that has the column."""
         sides = []
         for side in (join.larg, join.rarg):
-            places = [self._position.get(alias or "") for alias in _leaves(side)]
+            places = [self._position.get(_alias(leaf) or "") for leaf in _leaves(side)]
             sides.append(next((place for place in places if place is not None and self._has(place, name)), None))
         if sides[0] is None or sides[1] is None:
             self._blocked = self._block.everything
@@ -172,8 +196,8 @@ class BlockCounts:
         self._join((sides[0], name), (sides[1], name))
 
     def _has(self, index: int, column: str) -> bool:
-        table = self._tables[index]
-        return table is not None and column in table.columns
+        columns = self._columns[index]
+        return columns is not None and column in columns
 
     def _take(self, condition: Any) -> None:
         """Sort one conjunct of WHERE or ON into filters, equalities and other conditions."""
@@ -181,17 +205,25 @@ class BlockCounts:
             return
         found = _References()
         found(condition)
+        if not found.portable:
+            # What the sub-query's own FROM hides may not be ours: then a relation is blocked for nothing.
+            may_read = 0
+            for reference in found.columns:
+                may_read |= self._may_read(reference)
+            self._blocked |= may_read or self._block.everything
+            return
         keys = [self._resolve(reference) for reference in found.columns]
         known = [key for key in keys if key is not None]
+        outside = any(relation == self._elsewhere for relation, _ in known)
         relations = 0
         for key in known:
-            relations |= 1 << key[0]
-        if not found.portable:
-            # A sub-query may read relations that its own FROM hides from us: then nothing here is certain.
-            self._blocked |= relations if relations and len(known) == len(keys) else self._block.everything
-            return
+            relations |= (1 << key[0]) & self._block.everything
         if len(known) < len(keys) or not relations:
             self._blocked = self._block.everything
+            return
+        joins = _is_equality(condition) and {type(condition.lexpr), type(condition.rexpr)} == {ast.ColumnRef}
+        if outside and not joins:
+            self._blocked |= relations
             return
         if _is_equality(condition) and isinstance(condition.lexpr, ast.ColumnRef):
             if isinstance(condition.rexpr, ast.ColumnRef):
@@ -238,7 +270,7 @@ class BlockCounts:
         return text
 
     def _resolve(self, reference: Any) -> Key | None:
-        """The relation and column that a reference means in this block, or None."""
+        """The relation and column that a reference means in this block, or None if that is not certain."""
         if not all(isinstance(field, ast.String) for field in reference.fields):
             return None
         names = [field.sval for field in reference.fields]
@@ -246,11 +278,27 @@ class BlockCounts:
             places = [index for index in range(len(self._tables)) if self._has(index, names[0])]
             if len(places) == 1 or (places and names[0] in self._merged):
                 return places[0], names[0]
-            return None
+            return None if places else (self._elsewhere, names[0])
         if len(names) == 2:
             position = self._position.get(names[0])
-            return None if position is None or not self._has(position, names[1]) else (position, names[1])
+            if position is None:
+                return self._elsewhere, ".".join(names)
+            return (position, names[1]) if self._columns[position] is None or self._has(position, names[1]) else None
         return None
+
+    def _may_read(self, reference: Any) -> int:
+        """The relations of this block that a reference somewhere in a sub-query may mean."""
+        names = [field.sval or "" for field in reference.fields if isinstance(field, ast.String)]
+        if len(names) > 2:
+            return self._block.everything
+        if not names:
+            return 0  # the star of the sub-query
+        position = self._position.get(names[0])
+        may_read = 0 if position is None else 1 << position  # a bare name may be a whole row
+        if len(reference.fields) == 1:
+            for index in range(len(self._tables)):
+                may_read |= self._has(index, names[0]) << index
+        return may_read
 
     def _join(self, left: Key, right: Key) -> None:
         """left = right: put both into one equivalence class. Nullable sides are not equal in all rows."""
@@ -258,7 +306,7 @@ class BlockCounts:
             # x = x says that x is not null.
             self._conjuncts.append(_Conjunct(1 << left[0], f"({self._column(left)} IS NOT NULL)"))
             return
-        if self._blocked & (1 << left[0] | 1 << right[0]):
+        if self._nullable & (1 << left[0] | 1 << right[0]):
             return
         merged = {left, right}
         apart = []
@@ -270,36 +318,51 @@ class BlockCounts:
         self._classes = [*apart, merged]
 
 
-def selects(text: str) -> list[Any]:
-    """Every SELECT of a statement, outermost first, as pglast's tree. Raises pglast's ParseError."""
-    found = _Selects()
+def _columns(relation: Relation, table: TableInfo | None, blocks: Sequence[QueryBlock]) -> Collection[str] | None:
+    """The names of a relation's columns; None: not known."""
+    if table is not None:
+        return table.columns
+    if relation.block is None or relation.block >= len(blocks):
+        return None
+    outputs = blocks[relation.block].outputs
+    return None if outputs is None else [name for name, _ in outputs]
+
+
+def selects(text: str) -> list[Select]:
+    """Every SELECT of a statement, as pglast's tree. Raises pglast's ParseError."""
+    found = _Selects(text)
     for raw in parse_sql(text):
         found(raw)
     return found.found
 
 
-def source_of(block: QueryBlock, candidates: Sequence[Any]) -> Any | None:
-    """The SELECT that a block was read from: the one whose FROM has the same aliases. Where several different ones
-    have them, nobody can tell, and the answer is None."""
-    wanted = Counter(relation.alias for relation in block.relations)
-    fitting = [
-        select
-        for select in candidates
-        if Counter(alias for item in select.fromClause or () for alias in _leaves(item)) == wanted
-    ]
-    if not fitting:
+def source_of(block: QueryBlock, candidates: Sequence[Select]) -> Any | None:
+    """The SELECT that a block was read from: the one whose FROM has its names at the same places of the text. None for
+    a block without any table."""
+    wanted = tuple(sorted(relation.location for relation in block.relations))
+    if not any(location >= 0 for location in wanted):
         return None
-    texts = {RawStream()(select) for select in fitting[:8]}
-    return fitting[0] if len(texts) == 1 else None
+    return next((select.tree for select in candidates if select.places == wanted), None)
 
 
 class _Selects(Visitor):
-    def __init__(self) -> None:
-        self.found: list[Any] = []
+    def __init__(self, text: str) -> None:
+        self.found: list[Select] = []
+        self._text = text
 
     def visit_SelectStmt(self, ancestors: Any, node: Any) -> None:  # noqa: N802
         if node.fromClause:
-            self.found.append(node)
+            leaves = (leaf for item in node.fromClause for leaf in _leaves(item))
+            self.found.append(Select(node, tuple(sorted(self._place(leaf) for leaf in leaves))))
+
+    def _place(self, leaf: Any) -> int:
+        """Where a table's name begins, in bytes as the planner has it; pglast's trees count characters."""
+        if isinstance(leaf, ast.RangeTableSample):
+            leaf = leaf.relation
+        if not isinstance(leaf, ast.RangeVar):
+            return -1
+        place: int = leaf.location or 0
+        return place if self._text.isascii() else len(self._text[:place].encode())
 
 
 class _References(Visitor):
@@ -381,12 +444,13 @@ def _alias(node: Any) -> str | None:
     return name
 
 
-def _leaves(node: Any) -> Iterator[str | None]:
+def _leaves(node: Any) -> Iterator[Any]:
+    """What a FROM item joins."""
     if isinstance(node, ast.JoinExpr):
         yield from _leaves(node.larg)
         yield from _leaves(node.rarg)
     else:
-        yield _alias(node)
+        yield node
 
 
 def _new_aliases(tables: Sequence[TableInfo | None]) -> list[str]:

@@ -24,17 +24,20 @@ import numpy.typing as npt
 
 from planner.estimates import BlockEstimates
 from planner.features import featurizer, flat
-from planner.graph import NO_PARAMETERS, Column, JoinEdge, QueryGraph
+from planner.graph import NO_PARAMETERS, QueryGraph
 from planner.plan_rows import harvestable
 from planner.resolve import ResolvedBlock, resolve
 from planner.snapshot import Snapshot
 from planner.sql import read
 from planner.subplans import connected
+from planner.templates import edge_names, template
 from training.counting import BlockCounts, Count, selects, source_of
 from training.labels import digest
 from training.queries import Query, Skipped, Workload, excerpt
+from training.words import in_words
 
 Array = npt.NDArray[Any]
+UNCOUNTABLE: Final = "its joins cannot be counted: conditions with sub-queries or of outer joins reach all of them"
 GENERATED_WEIGHT: Final = 0.5
 """What a sub-plan of a generated statement counts beside one of the workload's own."""
 
@@ -155,7 +158,7 @@ def collect(workload: Workload, snapshot: Snapshot, search_path: tuple[str, ...]
     for number, query in enumerate(workload.queries):
         reading = read(query.text)
         if reading.graph is None:
-            skipped.append(_skip(query, f"the planner leaves it alone ({_words(reading.reason)})"))
+            skipped.append(_skip(query, in_words(reading.reason)))
             continue
         found, left_out, reason = _statement(number, query, reading.graph, snapshot, search_path)
         uncountable += left_out
@@ -163,13 +166,8 @@ def collect(workload: Workload, snapshot: Snapshot, search_path: tuple[str, ...]
         if found:
             learned += not query.generated
         elif not query.generated:
-            skipped.append(_skip(query, reason or ("its joins cannot be counted" if left_out else "no join of tables")))
+            skipped.append(_skip(query, (UNCOUNTABLE if left_out else reason) or "no join of tables"))
     return Collected(tuple(blocks), tuple(skipped), learned, uncountable)
-
-
-def _words(label: str) -> str:
-    """A counter's label as a person reads it."""
-    return label.replace("_", " ")
 
 
 def _skip(query: Query, reason: str) -> Skipped:
@@ -195,9 +193,9 @@ def _statement(
             continue
         estimates = BlockEstimates(block, snapshot, NO_PARAMETERS)
         masks = connected(block.block, estimates)
-        reason = reason or next((_words(label) for label in block.reasons if label), "")
+        reason = reason or next((in_words(label) for label in block.reasons if label), "")
         select = source_of(block.block, candidates) if masks else None
-        counter = BlockCounts(select, block.block, block.tables) if select is not None else None
+        counter = BlockCounts(select, block.block, block.tables, resolved.graph.blocks) if select is not None else None
         counted = [(mask, count) for mask in masks if counter is not None and (count := counter.count(mask))]
         uncountable += len(masks) - len(counted)
         if not counted:
@@ -207,7 +205,7 @@ def _statement(
             Block(
                 query=number,
                 template=template(block),
-                joins=tuple(sorted(_edge_names(block))),
+                joins=tuple(sorted(edge_names(block))),
                 tables=tuple(sorted({f"{table.schema}.{table.name}" for table in block.tables if table is not None})),
                 features=encoder.inputs(estimates, countable)["features"],
                 native=np.array([max(1.0, estimates.rows(mask)) for mask in countable]),
@@ -220,26 +218,6 @@ def _statement(
             )
         )
     return blocks, uncountable, reason
-
-
-def template(block: ResolvedBlock) -> str:
-    """The block's tables and join edges, without values and aliases."""
-    tables = sorted(f"{table.schema}.{table.name}" if table else "?" for table in block.tables)
-    return f"{', '.join(tables)}: {', '.join(sorted(_edge_names(block)))}"
-
-
-def _edge_names(block: ResolvedBlock) -> list[str]:
-    return [name for edge in block.block.edges if edge.block is None and (name := _edge_name(block, edge))]
-
-
-def _edge_name(block: ResolvedBlock, edge: JoinEdge) -> str:
-    sides = sorted(filter(None, (_column_name(block, edge.left), _column_name(block, edge.right))))
-    return f" {edge.operator} ".join(sides) if len(sides) == 2 else ""
-
-
-def _column_name(block: ResolvedBlock, column: Column) -> str:
-    table = block.tables[column.relation]
-    return f"{table.schema}.{table.name}.{column.name}" if table else ""
 
 
 def assemble(blocks: Sequence[Block], rows: Mapping[str, float], bounds: Mapping[str, float] | None = None) -> Dataset:

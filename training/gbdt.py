@@ -37,9 +37,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from model_runtime.manifest import NEVER
 from planner.features import flat
 from training.dataset import Dataset
 from training.errors import TrainingError
+from training.export import UNSUPPORTED
+from training.gbdt_known import HeldOut, Known, find_known, with_others
 from training.gbdt_scores import PERCENTILES, Split, folds, folds_of, q_errors
 from training.judging import deviation_limit, evident_limit, no_worse
 
@@ -87,7 +90,8 @@ class Trained:
     outside of them, with a support below ``least_support``, or with a ``log_std`` (``deviation`` times
     ``deviation_scale``) above the one here; None: there is no such limit. ``splits`` has ``templates`` and ``random``,
     both of rows that the predicting booster has not seen; ``within`` is the share of the former that is no further off
-    than its ``log_std``."""
+    than its ``log_std``. ``known`` are the limits of templates that were trained on, in whose rows ``random`` has their
+    scale; ``general``: templates that were not are corrected too."""
 
     members: tuple[Any, ...]
     supports: tuple[tuple[Array, ...], ...]
@@ -102,6 +106,8 @@ class Trained:
     splits: Mapping[str, Split]
     rounds: int
     within: float
+    known: Known | None = None
+    general: bool = True
 
     def predict(self, features: Array) -> Array:
         """log(actual / native) [n] of features [n, F], not clipped; what the exported graph answers."""
@@ -170,39 +176,54 @@ def train(
     queries = data.query if len(np.unique(data.query[judged])) > 1 else groups
     by_query = folds_of(queries, judged, settings.folds, seed + 1)
     target, kept = data.target[judged], data.features[judged]
-    total = 2 * _count(by_template) + _count(by_query) + 1 + settings.members
+    total = 2 * _count(by_template) + 2 * _count(by_query) + 1 + settings.members
     with ONE_AT_A_TIME:
         trainer = _Trainer(data, judged, settings, seed, stop or threading.Event(), progress, total)
         unseen, support, rounds = trainer.cross(by_template)
-        random, _, _ = trainer.cross(by_query)
+        random, random_support, _ = trainer.cross(by_query)
         native = np.abs(target)
         scale = next((scale for scale in SCALES if no_worse(native, np.abs(target - scale * unseen))), 0.0)
         error = np.abs(target - scale * unseen)
-        deviation, expected = trainer.deviations(error, by_template[judged])
+        expected = trainer.deviations(error, by_template[judged])
+        random_expected = trainer.deviations(error, by_query[judged])
+        deviation = trainer.deviation(error)
         members = [trainer.member(number, rounds) for number in range(settings.members)]
         supports = tuple(_supports(member, data.features, data.query) for member in members)
     stretch = float(np.percentile(error / np.maximum(expected, 1e-3), 100 * WITHIN))
     expected = expected * stretch
     outside = _outside(kept, by_template[judged])
     unsupported = deviation_limit(-support, native, error)
+    limit = deviation_limit(expected, native, error) or (None if unsupported is None else UNSUPPORTED / 2)
+    outside_ranges = int(evident_limit(outside, native, error, np.arange(outside.max() + 1)))
+    if not scale:  # the graph may still have the scale of known templates
+        limit, outside_ranges = NEVER, 0
+    doubt = random_expected * stretch
+    if unsupported is not None:
+        doubt = doubt + UNSUPPORTED * (random_support < -unsupported)
+    again = with_others(data, by_query)[judged] & (queries is data.query)
+    held_out = HeldOut(target, random, _outside(kept, by_query[judged]), doubt)
+    known = find_known(held_out.of(again), scale, outside_ranges, limit, SCALES)
+    served = np.where(again, known.scale if known is not None else scale, scale) * random
     low, high = float(data.target[~data.lower].min()), float(data.target.max())
     return Trained(
         members=tuple(members),
         supports=supports,
         deviation=deviation,
         deviation_scale=stretch,
-        scale=scale,
+        scale=scale or (known.scale if known is not None else 0.0),
+        general=scale > 0,
         clip=(min(low, 0.0) - 0.5, max(high, 0.0) + 0.5),
         ranges=tuple(zip(data.features.min(axis=0).tolist(), data.features.max(axis=0).tolist(), strict=True)),
-        outside_ranges=int(evident_limit(outside, native, error, np.arange(outside.max() + 1))),
+        outside_ranges=outside_ranges,
         least_support=None if unsupported is None else -unsupported,
-        log_std=deviation_limit(expected, native, error),
+        log_std=limit,
         splits={
             "templates": _split(data, judged, scale * unseen),
-            "random": _split(data, judged, scale * random),
+            "random": _split(data, judged, served),
         },
         rounds=rounds,
         within=float((error <= expected).mean()),
+        known=known,
     )
 
 
@@ -282,16 +303,19 @@ class _Trainer:
         every = np.ones(len(self._data), bool)
         return self._cut(self._median(every, None, rounds, self._seed + 101 * number)[0], rounds)
 
-    def deviations(self, error: Array, fold: Array) -> tuple[Any, Array]:
-        """A booster that expects a quantile of absolute errors, and what boosters without a fold expect [judged]."""
+    def deviation(self, error: Array, rows: Array | None = None) -> Any:
+        """A booster that expects a quantile of absolute errors [judged]; of ``rows`` (bool [judged]) alone."""
+        rows = np.ones(len(error), bool) if rows is None else rows
         rounds = self._settings.deviation_rounds
-        features = self._data.features[self._judged]
         parameters = {"objective": "quantile", "alpha": WITHIN}
+        return self._cut(self._grow(parameters, self._data.features[self._judged][rows], error[rows], rounds), rounds)
+
+    def deviations(self, error: Array, fold: Array) -> Array:
+        """What errors boosters without a fold expect of it, [judged]."""
         expected = np.zeros(len(fold))
         for out in (fold == number for number in np.unique(fold)):
-            booster = self._grow(parameters, features[~out], error[~out], rounds)
-            expected[out] = _answer(booster, features[out])
-        return self._cut(self._grow(parameters, features, error, rounds), rounds), expected
+            expected[out] = _answer(self.deviation(error, ~out), self._data.features[self._judged][out])
+        return expected
 
     def _median(
         self, rows: Array, unseen: Array | None, rounds: int | None = None, seed: int | None = None

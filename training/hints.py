@@ -38,7 +38,8 @@ from planner.features import sets, statement
 from planner.memory.arms import PORTFOLIO
 from planner.snapshot import Snapshot
 from planner.sql import read
-from training.dataset import Labelled, template
+from planner.templates import template
+from training.dataset import Labelled
 from training.errors import TooLittleError
 from training.export import IR_VERSION, ML_OPSET, OPSET, tree_votes
 from training.gbdt import ONE_AT_A_TIME, Stopped, lightgbm_module

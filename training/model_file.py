@@ -27,6 +27,7 @@ from model_runtime.manifest import (
     BeforeAfter,
     Featurizer,
     Kind,
+    KnownTemplates,
     Manifest,
     SetFeatures,
     SplitSummary,
@@ -36,9 +37,10 @@ from model_runtime.manifest import (
 from planner.catalog_load import schema_hash
 from planner.features import flat
 from planner.snapshot import Snapshot
+from planner.templates import digest
 from training.dataset import Block, Labelled
 from training.errors import TrainingError
-from training.export import UNSUPPORTED, tree_model
+from training.export import tree_model
 from training.gbdt import Trained
 from training.gbdt_scores import PERCENTILES, Split
 from training.training_set import explain_os
@@ -83,17 +85,17 @@ def of_trees(trained: Trained, labelled: Labelled) -> Built:
         supports=[[leaves.tolist() for leaves in own] for own in trained.supports],
         least_support=trained.least_support,
     )
-    limit = trained.log_std
-    if limit is None and trained.least_support is not None:
-        limit = UNSUPPORTED / 2
     notes: dict[str, bool | int | float | str] = {
         "algorithm": "gbdt",
         "trees": trained.rounds * len(trained.members),
-        "scale": trained.scale,
+        "scale": trained.scale if trained.general else 0.0,
         "within_log_std": round(trained.within, 4),
         "generated_sub_plans": int((labelled.data.weight < 1).sum()),
         "lower_bounds": int(labelled.data.lower.sum()),
     }
+    if trained.known is not None:
+        notes |= {"known_scale": trained.known.scale}
+        notes |= {"used_of_new_values": round(trained.known.used, 4), "used_before": round(trained.known.before, 4)}
     if trained.least_support is not None:
         notes["least_support"] = trained.least_support
     return Built(
@@ -103,11 +105,26 @@ def of_trees(trained: Trained, labelled: Labelled) -> Built:
         features=flat.NAMES,
         ranges=dict(zip(flat.NAMES, trained.ranges, strict=True)),
         clip=trained.clip,
-        abstention=Abstention(outside_ranges=trained.outside_ranges, log_std=limit),
+        abstention=Abstention(
+            outside_ranges=trained.outside_ranges, log_std=trained.log_std, known=_known(trained, labelled)
+        ),
         self_test={"features": some_rows(features)},
         splits=trained.splits,
         notes=notes,
         native_only=trained.scale == 0,
+    )
+
+
+def _known(trained: Trained, labelled: Labelled) -> KnownTemplates | None:
+    """The limits of the templates that were trained on."""
+    if trained.known is None:
+        return None
+    templates = {labelled.blocks[block].template for block in np.unique(labelled.data.block[labelled.data.judged])}
+    return KnownTemplates(
+        outside_ranges=trained.known.outside_ranges,
+        log_std=trained.known.log_std,
+        factor=trained.known.scale / trained.scale,
+        templates=tuple(sorted(digest(template) for template in templates)),
     )
 
 

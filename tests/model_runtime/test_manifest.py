@@ -32,7 +32,11 @@ def test_all_it_can_say_goes_through_json() -> None:
         },
         "relation_hashes": {"s.t": "abc"},
         "ranges": {"joins": [0, 5]},
-        "abstention": {"outside_ranges": 2, "log_std": 0.75},
+        "abstention": {
+            "outside_ranges": 2,
+            "log_std": 0.75,
+            "known": {"outside_ranges": 3, "log_std": None, "templates": ["0a1b"], "factor": 2.0},
+        },
         "training": {
             "queries": 10,
             "sub_plans": 100,

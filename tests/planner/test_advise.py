@@ -16,7 +16,7 @@ import pytest
 
 from model_runtime import bundle
 from model_runtime.limits import Limits
-from model_runtime.manifest import Abstention, Vocabulary
+from model_runtime.manifest import Abstention, KnownTemplates, Vocabulary
 from model_runtime.runner import Model, ModelError
 from planner.advise import NOTHING, Models, Options, Outcome, Reason, advise, best_arm, relation_hash
 from planner.catalog import load
@@ -24,9 +24,11 @@ from planner.dialects import render
 from planner.features import flat, statement
 from planner.memory.convert import to_stored
 from planner.memory.records import StoredAdvice
+from planner.resolve import resolve
 from planner.snapshot import Snapshot
 from planner.sql import read
 from planner.subplans import MOST_PAIRS
+from planner.templates import digest, template
 from tests.support.models import cardinality_model, hints_model, saboteur_model
 from tests.support.postgres import Postgres
 from tests.support.shop import QUERY, SCHEMA, constant_model
@@ -244,6 +246,17 @@ def test_what_the_model_has_not_seen_is_left_alone(snapshot: Snapshot, tmp_path:
     assert [rows.aliases for rows in decide(QUERY, snapshot, Models(part)).advice.rows] == [("c", "o")]
     unsure = model(tmp_path, log_std=2.0, abstention=Abstention(log_std=1.0))
     assert decide(QUERY, snapshot, Models(unsure)).reason == Reason.OUT_OF_RANGE
+
+
+def test_templates_that_were_trained_on_have_limits_of_their_own(snapshot: Snapshot, tmp_path: Path) -> None:
+    graph = read(QUERY).graph
+    assert graph is not None
+    (block,) = resolve(graph, snapshot, ("public",)).blocks
+    known = KnownTemplates(log_std=3.0, factor=1.5, templates=(digest(template(block)),))
+    trained = Models(model(tmp_path, log_std=2.0, abstention=Abstention(log_std=1.0, known=known)))
+    assert all(one.rows == pytest.approx(one.native * math.e**3) for one in decide(QUERY, snapshot, trained).sub_plans)
+    assert decide(f"{QUERY} AND c.id < 40", snapshot, trained).reason == ""
+    assert decide(f"{QUERY} AND c.id = i.id", snapshot, trained).reason == Reason.OUT_OF_RANGE
 
 
 def test_a_changed_schema_switches_off_what_changed(snapshot: Snapshot, tmp_path: Path) -> None:

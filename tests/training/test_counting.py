@@ -18,10 +18,12 @@ def blocks(sql: str, snapshot: Snapshot) -> list[tuple[QueryBlock, BlockCounts]]
     graph = read(sql).graph
     assert graph is not None
     found = []
-    for resolved in resolve(graph, snapshot, ("public",)).blocks:
+    whole = resolve(graph, snapshot, ("public",))
+    for resolved in whole.blocks:
         select = source_of(resolved.block, selects(sql))
         if select is not None:
-            found.append((resolved.block, BlockCounts(select, resolved.block, resolved.tables)))
+            counts = BlockCounts(select, resolved.block, resolved.tables, whole.graph.blocks)
+            found.append((resolved.block, counts))
     return found
 
 
@@ -170,10 +172,32 @@ def test_only_and_schemas_stay(shop_snapshot: Snapshot) -> None:
 
 def test_blocks_that_look_alike_are_not_mixed_up(shop_snapshot: Snapshot) -> None:
     arm = "SELECT o.id FROM orders o JOIN items i ON i.order_id = o.id WHERE o.id < {}"
-    wrapped = f"WITH \"größe\" AS ({arm.format(5)}) SELECT id FROM \"größe\" UNION ALL {arm.format(9)}"
+    wrapped = f'WITH "größe" AS ({arm.format(5)}) SELECT id FROM "größe" UNION ALL {arm.format(9)}'
     texts = [found.plain for _, counts in blocks(wrapped, shop_snapshot) if (found := counts.count(3))]
     assert [text[-20:] for text in texts] == [" AND (orders.id < 5)", " AND (orders.id < 9)"]
     same = blocks(f"{arm.format(5)} UNION ALL {arm.format(5)}", shop_snapshot)
     assert len({counts.count(3) for _, counts in same}) == 1
     nested = f"SELECT 1 FROM regions g JOIN customers c ON c.region_id = g.id WHERE c.id IN ({arm.format(5)})"
     assert len(blocks(nested, shop_snapshot)) == 2
+
+
+def test_a_cte_between_two_tables_joins_them(shop_snapshot: Snapshot) -> None:
+    sql = (
+        "WITH w AS (SELECT id AS who FROM customers) SELECT 1 FROM w, orders o, reviews r "
+        "WHERE o.customer_id = who AND r.customer_id = w.who AND o.id < 9"
+    )
+    ((_, counts),) = [(block, counts) for block, counts in blocks(sql, shop_snapshot) if len(block.relations) == 3]
+    found = counts.count(0b110)
+    assert found is not None
+    assert found.plain.endswith('WHERE ("orders"."customer_id" = "reviews"."customer_id") AND (orders.id < 9)')
+    assert counts.count(0b011) is None
+
+
+def test_what_an_outer_row_or_a_sub_query_filters_is_not_counted(shop_snapshot: Snapshot) -> None:
+    joined = "orders o JOIN items i ON i.order_id = o.id JOIN reviews r ON r.customer_id = o.customer_id"
+    outer = f"SELECT 1 FROM customers c, regions g WHERE (SELECT count(*) FROM {joined} WHERE r.customer_id = c.id) > 2"
+    (inner,) = [counts for block, counts in blocks(outer, shop_snapshot) if len(block.relations) == 3]
+    assert inner.count(0b011) is None  # the outer row's value goes on from r to o
+    sql = f"SELECT 1 FROM {joined} WHERE i.amount > (SELECT avg(x.id) FROM regions x)"
+    assert count(sql, shop_snapshot, "o", "i") is None
+    assert count(sql, shop_snapshot, "o", "r") is not None

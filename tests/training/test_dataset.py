@@ -11,7 +11,7 @@ from planner.resolve import resolve
 from planner.snapshot import Snapshot
 from planner.sql import read
 from tests.training import shop
-from training.dataset import assemble, collect
+from training.dataset import UNCOUNTABLE, assemble, collect
 from training.queries import Query, Workload
 
 JOIN = "SELECT count(*) FROM customers c JOIN orders o ON o.customer_id = c.id WHERE c.age < 30"
@@ -60,13 +60,13 @@ def test_what_is_skipped_is_named(shop_snapshot: Snapshot) -> None:
     assert collected.uncountable == 1
     reasons = {skipped.line: skipped.reason for skipped in collected.skipped}
     assert reasons == {
-        2: "the planner leaves it alone (not a query)",
+        2: "it is not a query",
         3: "no join of tables",
-        4: "unknown table",
+        4: "it joins a table that is not in the database, or not on the search path",
         5: "it has parameters without values",
         6: "it calls volatile functions",
-        7: "the planner leaves it alone (hinted)",
-        8: "its joins cannot be counted",
+        7: "it has a hint of its own",
+        8: UNCOUNTABLE,
     }
 
 

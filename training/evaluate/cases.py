@@ -19,7 +19,7 @@ from planner.graph import QueryGraph
 from planner.resolve import resolve
 from planner.snapshot import Snapshot
 from planner.sql import read
-from training.dataset import template
+from planner.templates import template
 from training.queries import Query, Skipped, Workload, excerpt
 from training.sources.parameters import with_likely_values
 

@@ -32,8 +32,9 @@ from training.evaluate.cross import Crossed, cross_validate
 from training.evaluate.measuring import GONE, Measurer
 from training.evaluate.options import Options, Prepared
 from training.evaluate.results import PROXY, PROXY_OFF, Results, Split, now, sha256
+from training.evaluate.runs import OutOfTimeError
 from training.evaluate.splits import SPLITS
-from training.evaluate.truth import Truth, find_truth
+from training.evaluate.truth import find_truth
 from training.labels import Labels
 from training.queries import Workload, read_file
 from training.steps import Step
@@ -129,9 +130,13 @@ class Evaluation:
             cases = with_training(cases, known)
         prepared = Prepared(cases, snapshot, search_path)
         self._given(prepared, steering)
-        if self.options.truth_budget:
-            prepared.truth = await self._count(prepared)
-        await self._crossed(prepared)
+        try:
+            if self.options.truth_budget:
+                await self._count(prepared)
+            await self._crossed(prepared)
+        except BaseException:
+            self._decide(prepared)  # what was counted until then shows how good the estimates are
+            raise
         await asyncio.to_thread(self._decide, prepared)
         return prepared
 
@@ -167,11 +172,14 @@ class Evaluation:
                 if members:
                     self.results.splits.append(Split(name, title, one.name, members))
 
-    async def _count(self, prepared: Prepared) -> Truth:
+    async def _count(self, prepared: Prepared) -> None:
+        truth = prepared.truth
+
         def show(labels: Labels) -> None:
             self._tell(Step("counting true rows", labels.wanted - labels.left, labels.wanted))
 
-        truth = await find_truth(
+        await find_truth(
+            truth,
             self._dsn,
             prepared.cases,
             prepared.snapshot,
@@ -185,7 +193,6 @@ class Evaluation:
         self.results.inputs["true counts"] = truth.sha256
         self.results.uncounted = truth.missing + truth.uncountable
         self.results.seconds["counting"] = truth.seconds
-        return truth
 
     async def _crossed(self, prepared: Prepared) -> None:
         for split in self.options.splits:
@@ -257,19 +264,27 @@ class Evaluation:
             measurer = Measurer(link, proxies, prepared, options, results)
             for number, case in enumerate(order):
                 self._tell(Step("running the queries", number, len(order), case.name))
-                if time.monotonic() - started > options.budget:
+                in_time = time.monotonic() - started <= options.budget * (number + 1) / len(order)
+                try:
+                    await measurer.measure(case, arms=options.arms and in_time, ends=started + options.budget)
+                except OutOfTimeError:
                     results.unmeasured = len(order) - number
                     results.warnings.append(
                         f"{results.unmeasured} statements were not run: the budget of {options.budget:g} s was over"
                     )
                     break
-                await measurer.measure(case)
+                results.without_arms += options.arms and not in_time
                 results.seconds["running"] = time.monotonic() - started
                 if time.monotonic() - kept > KEEP_SECONDS:
                     self._save(results)
                     kept = time.monotonic()
             else:
                 results.complete = True
+            if results.without_arms:
+                results.warnings.append(
+                    f"{results.without_arms} statements were run without the arms, for which the budget of "
+                    f"{options.budget:g} s left no time: give more, or --no-arms"
+                )
             self._tell(Step("running the queries", len(order), len(order)))
             await measurer.explain_regressions(self._tell)
         if not results.queries and not results.sub_plans:

@@ -7,6 +7,7 @@ is named as failed and the next one runs. When the server does not answer, the e
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -44,15 +45,16 @@ class Measurer:
         self._options = options
         self._results = results
 
-    async def measure(self, case: Case) -> None:
-        """One statement, into the results. Raises what a lost connection raises when no other one can be had."""
+    async def measure(self, case: Case, *, arms: bool = True, ends: float = math.inf) -> None:
+        """One statement, into the results, under the ``arms`` too. Raises OutOfTimeError when the monotonic clock is
+        past ``ends`` too soon, and what a lost connection raises when no other one can be had."""
         try:
-            await self.one(case)
+            await self.one(case, arms, ends)
         except GONE:
             await asyncio.sleep(PAUSE_SECONDS)
             await self._link.get()
             try:
-                await self.one(case)
+                await self.one(case, arms, ends)
             except GONE as error:
                 await asyncio.sleep(PAUSE_SECONDS)
                 await self._link.get()
@@ -61,7 +63,7 @@ class Measurer:
     def _failed(self, case: Case, why: str) -> None:
         self._results.failed.append(f"{case.name} (line {case.line}): {why}")
 
-    async def one(self, case: Case) -> None:
+    async def one(self, case: Case, arms: bool, ends: float) -> None:
         """One statement in all kinds."""
         connection = await self._link.get()
         query = Measured(case.name, case.line, case.sql, case.template, case.relations, str(case.seen))
@@ -74,11 +76,11 @@ class Measurer:
             return
         ways = {DEFAULT: runs.Way(connection)}
         shapes = {plain.shape: DEFAULT}
-        await self._add_baselines(connection, case, query, ways, shapes)
+        await self._add_baselines(connection, case, query, ways, shapes, arms)
         await self._add_models(connection, case, query, ways, plain)
         for kind, proxied in self._proxies.items():
             ways[kind] = runs.Way(await proxied.get())
-        query.series = await runs.interleave(case.sql, ways, self._options.rounds, self._options.limit * 1000)
+        query.series = await runs.interleave(case.sql, ways, self._options.rounds, self._options.limit * 1000, ends)
         default = query.series[DEFAULT]
         if default.error:
             self._failed(case, f"the server says {default.error}")
@@ -96,10 +98,11 @@ class Measurer:
         query: Measured,
         ways: dict[str, runs.Way],
         shapes: dict[str, str],
+        arms: bool,
     ) -> None:
         """The arms and the true rows; plans that are already to be run are shared."""
         wanted: dict[str, tuple[Advice, float]] = {}
-        if self._options.arms:
+        if arms:
             wanted |= {f"{ARM}{name}": (Advice(settings=arm), ARM_LIMIT_FACTOR) for name, arm in PORTFOLIO.items()}
         if self._prepared.truth.advice and "hint_plan" in self._prepared.snapshot.capabilities:
             true = self._prepared.truth.advice.get(case.name)

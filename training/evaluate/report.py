@@ -193,8 +193,9 @@ def _charts(results: Results, kind: str, cases: Sequence[str] | None) -> dict[st
 
 
 def _workload(results: Results) -> str:
-    """Total time of each contender, over the statements that all of them ran."""
-    kinds = results.kinds()
+    """Total time of each contender, over the statements that all of them ran. Arms that some statements had no time
+    for are left out: they would leave few."""
+    kinds = [kind for kind in results.kinds() if not (results.without_arms and kind in (BEST_ARM, ONE_SETTING))]
     times = {kind: {query.name: (before, after) for query, before, after in results.pairs(kind)} for kind in kinds}
     common = set.intersection(*(set(found) for found in times.values())) if times else set()
     if not common:
@@ -239,9 +240,11 @@ def _factors(pairs: Sequence[tuple[Measured, float, float]], name: str) -> str:
 def _cumulative(results: Results, kind: str, cases: Sequence[str] | None) -> str:
     """Time added up over the statements, the slowest first."""
     wanted = [*LINES, *([(kind, "line s1")] if kind else [])]
+    if results.without_arms:
+        wanted.remove((BEST_ARM, "line s3"))
     shown = [(one, style) for one, style in wanted if one == DEFAULT or results.pairs(one, cases)]
     times = {one: {query.name: after for query, _, after in results.pairs(one, cases)} for one, _ in shown}
-    times[DEFAULT] = {query.name: before for query, before, _ in results.pairs(kind or BEST_ARM, cases)}
+    times[DEFAULT] = {query.name: before for query, before, _ in results.pairs(kind or DEFAULT, cases)}
     common = set.intersection(*(set(found) for found in times.values())) if times else set()
     if not common:
         return ""

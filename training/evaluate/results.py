@@ -125,6 +125,7 @@ class Results:
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     unmeasured: int = 0
+    without_arms: int = 0
     queries: list[Measured] = field(default_factory=list)
     sub_plans: list[SubPlan] = field(default_factory=list)
     uncounted: int = 0
@@ -145,10 +146,11 @@ class Results:
     def pairs(self, kind: str, cases: Sequence[str] | None = None) -> list[tuple[Measured, float, float]]:
         """Statements that ran both by default and under ``kind``, with both times in milliseconds."""
         wanted = None if cases is None else set(cases)
+        under_arms = kind in (BEST_ARM, ONE_SETTING)
         kind = (self.one_setting() or DEFAULT) if kind == ONE_SETTING else kind
         found = []
         for query in self.queries:
-            if wanted is not None and query.name not in wanted:
+            if (wanted is not None and query.name not in wanted) or (under_arms and len(query.arms) < 2):
                 continue
             before = query.ms(DEFAULT)
             if before is not None:

@@ -7,6 +7,8 @@ counted as such. Ways that plan alike are not run twice where the caller says th
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,19 +36,32 @@ HOPELESS: Final = 1.5
 _ENDED: Final = "57P"  # terminated by an administrator, shut down, crashed
 
 
-async def interleave(sql: str, ways: Mapping[str, Way], rounds: int, limit_ms: float) -> dict[str, Series]:
+class OutOfTimeError(Exception):
+    """There was no time for one counted run of each way."""
+
+
+async def interleave(
+    sql: str, ways: Mapping[str, Way], rounds: int, limit_ms: float, ends: float = math.inf
+) -> dict[str, Series]:
     """``rounds`` counted runs of each way after one uncounted; the first way sets the others' limits. What the server
-    says against a way is kept in `Series.error`, and the way is not run again. asyncpg's errors and OSError when a
-    connection is lost."""
+    says against a way is kept in `Series.error`, and the way is not run again. No run begins when the monotonic clock
+    is past ``ends``: rounds may be fewer then, the same for each way, or OutOfTimeError is raised. asyncpg's errors and
+    OSError when a connection is lost."""
     found = {name: Series() for name in ways}
     limits = dict.fromkeys(ways, limit_ms)
     order = list(ways)
     for name, way in ways.items():
+        if time.monotonic() > ends:
+            raise OutOfTimeError
         if way.limit_factor:
             limits[name] = min(limit_ms, way.limit_factor * found[order[0]].first + SLACK_LIMIT_MS)
         await _run(sql, way, limits[name], found[name], counted=False)
     order_first = found[order[0]]
-    for _ in range(rounds):
+    for done in range(rounds):
+        if time.monotonic() > ends:
+            if not done:
+                raise OutOfTimeError
+            break
         for name in order:
             series = found[name]
             if series.error:

@@ -70,9 +70,12 @@ class _Wanted:
     relations: int
     pairs: float
     count: Count
+    hinted: bool
+    """Whether a hint with these aliases means this sub-plan alone."""
 
 
 async def find_truth(
+    truth: Truth,
     dsn: str,
     cases: Sequence[Case],
     snapshot: Snapshot,
@@ -83,11 +86,18 @@ async def find_truth(
     count_seconds: float,
     max_age: float | None = None,
     progress: Callable[[Labels], None] | None = None,
-) -> Truth:
-    """Count within ``budget`` seconds, each count within ``count_seconds``; what was counted before is found in the
-    training set ``kept`` and what is counted is kept there, also when the database goes away (TrainingError). Counts
-    older than ``max_age`` seconds are made anew."""
-    truth = Truth()
+) -> None:
+    """Count within ``budget`` seconds, each count within ``count_seconds``, and fill in ``truth``, also when it is
+    interrupted or the database goes away (TrainingError). What was counted before is found in the training set
+    ``kept``, and what is counted is kept there. Counts older than ``max_age`` seconds are made anew."""
+    counted = Labels()
+
+    def show(labels: Labels) -> None:
+        nonlocal counted
+        counted = labels
+        if progress is not None:
+            progress(labels)
+
     wanted: list[_Wanted] = []
     for case in cases:
         found, uncountable = _sub_plans(case, snapshot, search_path)
@@ -95,12 +105,13 @@ async def find_truth(
         wanted += found
     with TrainingSet(kept) as labels:
         labels.belongs_to(snapshot.database, snapshot.schema_hash, max_age=max_age)
-        labeller = Labeller(dsn, labels, budget=budget, timeout=count_seconds, progress=progress)
-        counted = await labeller.run(one.count for one in wanted)
-    truth.seconds = counted.seconds
-    truth.sha256 = hashlib.sha256(json.dumps(counted.rows, sort_keys=True).encode()).hexdigest()
-    _join(truth, wanted, counted.rows)
-    return truth
+        labeller = Labeller(dsn, labels, budget=budget, timeout=count_seconds, progress=show)
+        try:
+            await labeller.run(one.count for one in wanted)
+        finally:
+            truth.seconds = counted.seconds
+            truth.sha256 = hashlib.sha256(json.dumps(counted.rows, sort_keys=True).encode()).hexdigest()
+            _join(truth, wanted, counted.rows)
 
 
 def _join(truth: Truth, wanted: Sequence[_Wanted], rows: Mapping[str, float]) -> None:
@@ -112,6 +123,8 @@ def _join(truth: Truth, wanted: Sequence[_Wanted], rows: Mapping[str, float]) ->
             truth.missing += 1
             continue
         truth.sub_plans.append(SubPlan(one.case, one.block, one.mask, one.aliases, one.native, true))
+        if not one.hinted:
+            continue
         advice.setdefault(one.case, []).append(RowsAdvice(one.aliases, max(true, 1.0)))
         relations, pairs = shape.get(one.case, (0, 0.0))
         shape[one.case] = max(relations, one.relations), max(pairs, one.pairs)
@@ -132,12 +145,13 @@ def _sub_plans(case: Case, snapshot: Snapshot, search_path: tuple[str, ...]) -> 
     uncountable = 0
     for block in resolved.blocks:
         relations = block.block.relations
-        if len(relations) < 2 or any(aliases.count(relation.alias) > 1 for relation in relations):
+        if len(relations) < 2:
             continue
+        hinted = all(aliases.count(relation.alias) == 1 for relation in relations)
         estimates = BlockEstimates(block, snapshot, NO_PARAMETERS)
         masks = connected(block.block, estimates)
         tree = source_of(block.block, trees) if masks else None
-        counts = BlockCounts(tree, block.block, block.tables) if tree is not None else None
+        counts = BlockCounts(tree, block.block, block.tables, resolved.graph.blocks) if tree is not None else None
         for mask in masks:
             count = counts.count(mask) if counts is not None else None
             if count is None:
@@ -146,5 +160,7 @@ def _sub_plans(case: Case, snapshot: Snapshot, search_path: tuple[str, ...]) -> 
             names = tuple(one.alias for one in relations if mask & one.bit)
             pairs = join_pairs(block.block)
             native = max(estimates.rows(mask), 1.0)
-            found.append(_Wanted(case.name, block.block.index, mask, names, native, len(relations), pairs, count))
+            found.append(
+                _Wanted(case.name, block.block.index, mask, names, native, len(relations), pairs, count, hinted)
+            )
     return found, uncountable

@@ -14,6 +14,7 @@ from typing import Any
 from planner.sql import read
 from training.queries import MAX_STATEMENT_BYTES, Skipped, excerpt
 from training.training_set import Statement
+from training.words import in_words
 
 __all__ = ["Plan", "Told", "take"]
 
@@ -52,7 +53,7 @@ def take(told: Told, statement: Statement) -> bool:
         return False
     reading = read(text)
     if reading.graph is None:
-        told.leave_out(text, reading.reason.replace("_", " "), statement.line)
+        told.leave_out(text, in_words(reading.reason), statement.line)
         return False
     if reading.graph.joined < 2:
         told.leave_out(text, "no join of tables", statement.line)

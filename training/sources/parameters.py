@@ -34,6 +34,7 @@ from planner.selectivity_values import Family, family, key
 from planner.snapshot import ColumnStatistics, Snapshot, TableInfo
 from planner.sql import read
 from training.queries import Query, Skipped, Workload, excerpt
+from training.words import in_words
 
 VARIANTS: Final = 3
 """How often a statement without values is taken, with other values each time."""
@@ -111,7 +112,7 @@ def likely(
     """The statement with likely values, or None and why there are none."""
     reading = read(text)
     if reading.graph is None:
-        return None, reading.reason.replace("_", " ")
+        return None, in_words(reading.reason)
     graph = resolve(reading.graph, snapshot, search_path)
     values: dict[int, str | None] = {}
     unknown: set[int] = set()

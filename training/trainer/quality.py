@@ -14,7 +14,7 @@ from planner.catalog_load import load
 from training.errors import TrainingError
 from training.evaluate.cases import read_cases
 from training.evaluate.contenders import decide
-from training.evaluate.truth import find_truth
+from training.evaluate.truth import Truth, find_truth
 from training.labels import connect
 from training.queries import Workload
 from training.trainer.events import mean_error
@@ -45,8 +45,9 @@ async def present_error(dsn: str, workload: Workload, models: Models) -> float |
     cases, _ = read_cases(Workload(workload.queries[-STATEMENTS:]), snapshot, search_path)
     with tempfile.TemporaryDirectory(prefix="pilotwire-drift-") as folder:
         # Counts of an earlier look are of earlier data.
-        truth = await find_truth(
-            dsn, cases, snapshot, search_path, Path(folder), budget=BUDGET, count_seconds=COUNT_SECONDS
+        truth = Truth()
+        await find_truth(
+            truth, dsn, cases, snapshot, search_path, Path(folder), budget=BUDGET, count_seconds=COUNT_SECONDS
         )
     predicted = {case.name: decide(case.sql, models, snapshot, search_path).predicted or {} for case in cases}
     pairs = []

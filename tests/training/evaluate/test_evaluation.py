@@ -192,6 +192,26 @@ async def test_interrupted_it_keeps_what_it_has(dsn: str, tmp_path: Path) -> Non
     assert len(kept[-1].queries) == 2
 
 
+async def test_interrupted_while_counting_it_shows_what_was_counted(dsn: str, model: Path, tmp_path: Path) -> None:
+    reached = asyncio.Event()
+
+    def look(step: Step) -> None:
+        if step.name == "counting true rows" and step.done > 5:
+            reached.set()
+
+    evaluation = Evaluation(
+        dsn, workload(*QUERIES), kept=tmp_path / "counts", models=[model], options=QUICK, progress=look
+    )
+    task = asyncio.create_task(evaluation.run())
+    await asyncio.wait_for(reached.wait(), 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert evaluation.results.queries == []
+    assert evaluation.results.sub_plans
+    assert all(one.predicted for one in evaluation.results.sub_plans)
+
+
 async def test_what_cannot_be_evaluated(dsn: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")

@@ -63,6 +63,13 @@ def test_one_setting_is_the_arm_with_the_least_total_and_the_best_arm_is_each_qu
     assert results.kinds() == [ONE_SETTING, BEST_ARM, "m-1"]
 
 
+def test_statements_without_arms_are_no_part_of_those_baselines(results: Results) -> None:
+    results.queries.append(query("d", default=500.0, **{"m-1": 400.0}))
+    assert [after for _, _, after in results.pairs(ONE_SETTING)] == [120.0, 20.0, 10.0]
+    assert [after for _, _, after in results.pairs(BEST_ARM)] == [50.0, 20.0, 10.0]
+    assert len(results.pairs("m-1")) == 4
+
+
 def test_without_arms_there_are_no_such_baselines(results: Results) -> None:
     for one in results.queries:
         one.series = {kind: series for kind, series in one.series.items() if not kind.startswith("arm:")}
