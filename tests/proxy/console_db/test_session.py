@@ -162,12 +162,13 @@ async def test_pause_lets_transactions_end_and_new_ones_wait(pooled: Proxy) -> N
             await client.close()
 
 
-async def test_one_database_is_paused_and_waiting_has_no_end_of_its_own(pooled: Proxy) -> None:
+async def test_one_database_is_paused_and_waiting_has_no_end_of_its_own(pooled: Proxy, postgres: Postgres) -> None:
     pooled.write_config(queue_timeout=0.5, queue_limit=1)
     said = await asyncio.to_thread(run, pooled, "RELOAD", password=SECRETS[0])
     assert said == "NOTICE:  00000: changed: queue_limit, queue_timeout\nRELOAD\n"
     clients = [await asyncpg.connect(pooled.dsn(password=SECRETS[0])) for _ in range(4)]
-    other = await asyncpg.connect(pooled.dsn("template1", password=SECRETS[0]))
+    another = postgres.create_database()  # template1 must stay free: others are made from it meanwhile
+    other = await asyncpg.connect(pooled.dsn(another, password=SECRETS[0]))
     try:
         assert await asyncio.to_thread(run, pooled, 'PAUSE "postgres"', password=SECRETS[0]) == "PAUSE\n"
         waiting = [asyncio.create_task(client.fetchval("SELECT 1")) for client in clients]
@@ -182,6 +183,7 @@ async def test_one_database_is_paused_and_waiting_has_no_end_of_its_own(pooled: 
         await asyncio.to_thread(run, pooled, "RESUME; RELOAD", password=SECRETS[0])
         for client in (*clients, other):
             await client.close()
+        postgres.drop_database(another)
 
 
 async def test_a_pause_that_waits_can_be_cancelled_and_holds(pooled: Proxy) -> None:
