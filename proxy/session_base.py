@@ -11,6 +11,7 @@ from proxy.login import Login
 from proxy.steering import Decision
 from proxy.steering.steerer import SessionSteering
 from proxy.steering.waiting import Wait
+from proxy.transports import write_at_once
 from proxy.upstream.backend import Backend
 from proxy.wire.conversation import Conversation
 from proxy.wire.frames import ProtocolViolation
@@ -83,6 +84,8 @@ class Session:
         self._eof_due = False  # the server is to be told that the client has sent all it will
         self._server_full = False  # the server does not read
         self.slow_ms: float = context.slow_ms
+        if not login.tls:
+            write_at_once(transport)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.login.user}@{self.login.database} {self.talk!r} backend={self.backend!r}>"

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from proxy.transports import write_at_once
 from proxy.upstream.takeover import TakenConnection
 from proxy.wire.frames import ERROR, HEADER_SIZE, IDLE, PARAMETER_STATUS, READY, whole_messages
 from proxy.wire.messages import TERMINATE, query
@@ -82,6 +83,8 @@ class Backend:
         self._paused = False
         self._early = early  # what came right behind the first ReadyForQuery
         self._on_end: Callable[[Backend], None] | None = None
+        if not self.tls:
+            write_at_once(transport)
 
     def __repr__(self) -> str:
         return f"<Backend {self.how} pid={self.pid} lost={self.lost} owner={self.owner!r}>"

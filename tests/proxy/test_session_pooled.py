@@ -380,9 +380,9 @@ async def test_what_dies_with_its_client(one: Proxy, database: str, postgres: Po
         await first.query("select pg_advisory_lock(7)")
         pid = int(await first.value("select pg_backend_pid()") or 0)
         first.reset()
+        await backend_gone(postgres, database, pid)
         assert await second.value("select count(*) from pg_locks where locktype = 'advisory'") == "0"
         assert int(await second.value("select pg_backend_pid()") or 0) != pid
-        await backend_gone(postgres, database, pid)
 
 
 # ---------------------------------------------------------------------- clients that vanish
