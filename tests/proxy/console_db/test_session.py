@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tests.conftest import StartPostgres, StartProxy
 from tests.pilotwire.test_handover import take_over
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
-from tests.support.waiting import wait_until
+from tests.support.waiting import eventually
 
 SECRETS = ("planted-upstream", "planted-admin-token", "planted-password", "planted-reader")
 
@@ -41,13 +40,13 @@ def start(
 
 
 async def shown(proxy: Proxy, sql: str, until: Callable[[str], bool], user: str = "postgres") -> str:
-    """What `sql` shows once `until` holds of it, or after ten seconds (what was sent is on its way)."""
-    deadline = time.monotonic() + 10
-    while True:
-        output = await asyncio.to_thread(run, proxy, sql, user, password=SECRETS[0])
-        if until(output) or time.monotonic() > deadline:
-            return output
-        await asyncio.sleep(0.05)
+    """What `sql` shows once `until` holds of it: what was sent a moment ago is on its way."""
+
+    async def output() -> str:
+        text = await asyncio.to_thread(run, proxy, sql, user, password=SECRETS[0])
+        return text if until(text) else ""
+
+    return await eventually(output, what=f"{sql} shows it")
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +193,7 @@ async def test_a_pause_that_waits_can_be_cancelled_and_holds(pooled: Proxy) -> N
             await client.fetchval("SELECT 1")
             before = pooled.log_text().count("paused database=all")
             pause = await asyncio.to_thread(start, pooled, "PAUSE", password=SECRETS[0])
-            said_so = lambda: pooled.log_text().count("paused database=all") > before  # noqa: E731
-            await asyncio.to_thread(wait_until, said_so, 10, "the pause begins")
+            await eventually(lambda: pooled.log_text().count("paused database=all") > before, what="the pause begins")
             pause.send_signal(signal.SIGINT)
             said, _ = await asyncio.to_thread(pause.communicate, None, 10)
             assert "ERROR:  57014: canceling statement due to user request" in said
