@@ -287,7 +287,7 @@ class WorkerContext:
         if session.key[0]:
             self._keys.pop(session.key[0], None)
         self.counters.clients_current -= 1
-        self.places.put(self.places.admitted, len(self.sessions))
+        self.places.put_sessions(len(self.sessions))
         pool = pool_name(session.login.user, session.login.database)
         self._clients[pool] -= 1
         if not self._clients[pool]:

@@ -10,6 +10,7 @@ All of them stand in one ``Lobby``: in order of their deadlines, so that a singl
 When too many have not sent a start-up message, the one that has waited longest goes: connections that say nothing
 cannot keep out those that log in. After ``login_timeout`` they are closed without a word, as the server does.
 
+Workers that share a socket share its clients: one that has clearly more of them than another lets that one go first.
 Out of file descriptors, accepting pauses for a moment instead of spinning.
 """
 
@@ -40,6 +41,9 @@ from proxy.wire.startup import (
 TLS_HANDSHAKE_RECORD: Final = 0x16
 ACCEPTS_PER_WAKEUP: Final = 8
 """Connections taken at once: few, so that workers which share a socket share its clients too."""
+ACCEPT_TURN: Final = 0.002
+"""Seconds that a connection is left to workers with fewer clients. Then whoever is there takes it: they may be busy,
+or stopped."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds without accepting after the system refused a descriptor or memory."""
 MIN_ARRIVALS: Final = 100
@@ -89,6 +93,7 @@ class Lobby:
         deadline = loop.time() + self._context.settings.login_timeout
         self._deadlines[arrival] = deadline
         self._arriving[arrival] = None
+        self._count()
         if self._timer is None:
             self._timer = loop.call_at(deadline + TIMER_SLACK, self._expire)
         if len(self._arriving) > self.arrivals_limit:
@@ -111,7 +116,7 @@ class Lobby:
         return True
 
     def _count(self) -> None:
-        self._context.places.put(self.admitted, len(self._context.sessions))
+        self._context.places.put_lobby(len(self._arriving), self.admitted, len(self._context.sessions))
 
     def leave(self, arrival: Arrival) -> None:
         self._arriving.pop(arrival, None)
@@ -393,6 +398,7 @@ class Listener:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         fit_allocator()
         self._accepting = True
+        self._context.places.open_door(accepting=True)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._sock.fileno(), self._accept)
         self._tidy = loop.call_later(TIDY_SECONDS, self._tidy_up)
@@ -402,6 +408,7 @@ class Listener:
         if not self._accepting:
             return
         self._accepting = False
+        self._context.places.open_door(accepting=False)
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
@@ -411,6 +418,12 @@ class Listener:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
     def _accept(self) -> None:
+        if self._context.places.crowded:
+            self._wait(ACCEPT_TURN)
+        else:
+            self._accept_some()
+
+    def _accept_some(self) -> None:
         for _ in range(ACCEPTS_PER_WAKEUP):
             try:
                 sock, address = self._sock.accept()
@@ -426,18 +439,22 @@ class Listener:
 
     def _pause(self, error: OSError) -> None:
         """Out of descriptors, or something else that the next try would meet again at once."""
-        loop = asyncio.get_running_loop()
         self._context.counters.accept_pauses += 1
         if error.errno in _EXHAUSTED:
             # Whoever says nothing makes room for those who wait to be accepted.
             self.lobby.evict_oldest()
         self._context.log.event("accept_paused", level="warning", error=error.strerror or str(error))
+        self._wait(ACCEPT_PAUSE)
+
+    def _wait(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
         loop.remove_reader(self._sock.fileno())
-        self._paused = loop.call_later(ACCEPT_PAUSE, self._resume)
+        self._paused = loop.call_later(seconds, self._resume)
 
     def _resume(self) -> None:
         self._paused = None
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
+        self._accept_some()
 
     def _tidy_up(self) -> None:
         handshakes = self._context.counters.tls_connections

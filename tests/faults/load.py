@@ -73,6 +73,7 @@ class LoadClient:
         self.answered = 0
         self.slowest = 0.0
         self.unanswered = False
+        self.moving = False
 
     @property
     def local_port(self) -> int:
@@ -114,7 +115,8 @@ class LoadClient:
             self.load.server, self.load.database, timeout=self.load.patience, settings=self.load.settings
         )
         self.where = "idle"
-        while not self.load.stopping:
+        self.moving = False
+        while not self.load.stopping and not self.moving:
             if self.transactions:
                 await self._ask("BEGIN", "query")
                 numbers = [await self._number("transaction"), await self._number("transaction")]
@@ -252,16 +254,20 @@ class Load:
         await eventually(reached, timeout, f"each client gets {more} answers; failures: {self.failures[-3:]}")
 
     async def spread(self, target: Proxy, least: int = 2) -> dict[int, set[int]]:
-        """Adds clients until every worker serves at least so many; the clients' numbers by worker process."""
-        while True:
+        """Lets clients of the fullest worker leave and come again until every worker serves at least so many, which
+        takes no more than a few since workers that have more leave new ones to the others; the clients' numbers by
+        worker process."""
+        for _ in range(10):
             found = await asyncio.to_thread(clients_by_worker, target)
             ports = {client.local_port: client.number for client in self.clients if client.local_port}
             shares = {pid: {ports[port] for port in there if port in ports} for pid, there in found.items()}
             if all(len(numbers) >= least for numbers in shares.values()):
                 return shares
-            assert len(self.clients) < 100, f"the kernel gives all clients to some workers: {shares}"
-            self.add(4)
-            await self.all_answered(1)
+            fullest = max(shares.values(), key=lambda numbers: len(numbers))
+            for number in list(fullest)[:least]:
+                self.clients[number].moving = True
+            await self.all_answered(4)
+        raise AssertionError(f"some workers get no clients: {shares}")
 
 
 def clients_by_worker(target: Proxy) -> dict[int, set[int]]:

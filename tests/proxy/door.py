@@ -45,7 +45,7 @@ class Inside(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.door.sessions.discard(self)
-        self.door.places.put(self.door.places.admitted, len(self.door.sessions))
+        self.door.places.put_sessions(len(self.door.sessions))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.places import Places, SharedCounts
+from proxy.places import SLACK, Places, SharedCounts
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def shared() -> Iterator[SharedCounts]:
 def test_a_worker_alone() -> None:
     places = Places()
     assert [places.admit(2) for _ in range(3)] == [True, True, False]
-    places.put(0, 1)
+    places.put_lobby(0, 0, 1)
     assert places.taken == 1
     assert places.admit(2)
 
@@ -37,14 +37,14 @@ def test_workers_share_the_places(shared: SharedCounts) -> None:
         False,
     ]
     assert one.taken == other.taken == 3
-    one.put(1, 0)
+    one.put_lobby(0, 1, 0)
     assert other.admit(3)
     shared.clear(0)  # that worker has died
     assert other.taken == 2
 
 
 def test_a_new_worker_begins_with_none(shared: SharedCounts) -> None:
-    Places(shared.fd, 3).put(2, 5)
+    Places(shared.fd, 3).put_lobby(0, 2, 5)
     assert Places(shared.fd, 3).taken == 0
 
 
@@ -76,3 +76,27 @@ def test_one_that_is_stopped_while_it_counts_holds_nobody_up(shared: SharedCount
         os.waitpid(child, 0)
         os.close(reading)
         os.close(writing)
+
+
+def test_who_has_clearly_more_leaves_new_ones_to_the_others(shared: SharedCounts) -> None:
+    one, other, shut = (Places(shared.fd, slot) for slot in range(3))
+    one.put_lobby(2, 1, SLACK)
+    assert not one.crowded, "nobody accepts yet"
+    one.open_door(accepting=True)
+    assert not one.crowded, "it is the only one that accepts"
+    other.open_door(accepting=True)
+    assert one.crowded
+    assert not other.crowded
+    other.put_lobby(3, 0, 0)
+    assert not one.crowded, "who has said nothing counts"
+    other.put_lobby(0, 2, 0)
+    assert one.crowded
+    one.put_sessions(SLACK - 1)
+    assert not one.crowded
+    one.put_sessions(SLACK)
+    other.open_door(accepting=False)
+    assert not one.crowded, "that one is draining"
+    shut.open_door(accepting=True)
+    assert one.crowded
+    shared.clear(2)
+    assert not one.crowded, "that one has died"
