@@ -108,7 +108,7 @@ class Sessions:
 def state_of(session: Session) -> str:
     """``idle``, ``active`` (a statement is on its way), ``waiting`` (for a server connection), ``in transaction``."""
     talk = session.talk
-    if isinstance(session, PooledSession) and session._waiting:
+    if isinstance(session, PooledSession) and session.waiting:
         return "waiting"
     if talk.owed or session._since:
         return "active"

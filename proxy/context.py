@@ -62,7 +62,10 @@ _MAX_POOLS: Final = 1000  # pools and openers kept at once; the least recently u
 # How long a cancel request waits for a query of the proxy's own, and how often it looks.
 _OWN_QUERY_SECONDS: Final = 5.0
 _OWN_QUERY_LOOK: Final = 0.0005
-_CANCEL_HELD: Final = (0.02, 0.1, 0.5)  # seconds between requests that cancel a statement which was kept back
+# Seconds between requests that cancel a statement which the server may not have begun with, and how often it is looked
+# whether that is over.
+_CANCEL_AGAIN: Final = (0.005, 0.02, 0.1, 0.5)
+_CANCEL_LOOK: Final = 0.002
 _MAX_CANCELS: Final = 64  # cancel requests under way at once; nobody has logged in to send one
 
 
@@ -426,23 +429,39 @@ class WorkerContext:
         await self._own_query_over(session)
         held = session.without_advice()  # the statement that waits is the one that is meant
         backend = session.backend
+        if backend is None and isinstance(session, PooledSession) and session.waiting:
+            session.cancel_due = True  # it has sent its statement; `granted` comes back to this
+            return True
         if backend is None or not session.talk.cancellable:
             self.counters.cancels_dropped += 1
             return True
         backend.cancelling += 1
+        # The request may come to the server before a statement that waited here or was sent just now, and hit nothing:
+        # a client that sent its statement long ago must not find that out.
+        again = held or session.just_sent
         answered = session.talk.ready_count
         try:
             await self._send_cancel(backend.address, backend.pid, backend.secret)
-            for pause in _CANCEL_HELD if held else ():
-                # The request may have come to the server before the statement that waited here until now, and hit
-                # nothing: a client that sent its statement long ago must not find that out.
-                await asyncio.sleep(pause)
-                talk = session.talk
-                if session.backend is not backend or talk.ready_count != answered or not talk.cancellable:
+            for pause in _CANCEL_AGAIN if again else ():
+                if await self._cancelled_within(pause, session, backend, answered):
                     break
-                await self._send_cancel(backend.address, backend.pid, backend.secret)
+                session.stop_reading()  # what the client sends next must not be hit
+                try:
+                    await self._send_cancel(backend.address, backend.pid, backend.secret)
+                finally:
+                    session.go_on_reading()
         finally:
             self.cancel_over(backend)
+        return True
+
+    async def _cancelled_within(self, seconds: float, session: Session, backend: Backend, answered: int) -> bool:
+        """Whether what is to be cancelled ends in so many seconds; returns as soon as it does."""
+        until = time.monotonic() + seconds
+        talk = session.talk
+        while session.backend is backend and talk.ready_count == answered and talk.cancellable:
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(_CANCEL_LOOK)
         return True
 
     async def _cancel(self, pid: int, secret: bytes) -> None:

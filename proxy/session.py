@@ -190,6 +190,11 @@ class RelayedTalk(Conversation):
 
     __slots__ = ()
 
+    @property
+    def cancellable(self) -> bool:
+        """The server, which has this client alone behind the connection, drops a request that finds nothing to end."""
+        return True
+
     def from_client(self, data: bytes) -> bytes:
         self.idle = False
         return data
@@ -201,7 +206,7 @@ class RelayedTalk(Conversation):
 class PooledSession(Session):
     """A client that borrows a backend for each transaction."""
 
-    __slots__ = ("_applying", "_greeted", "_half_closed", "_pending", "_pool", "_talk", "_waiting")
+    __slots__ = ("_applying", "_greeted", "_half_closed", "_pending", "_pool", "_talk", "cancel_due", "waiting")
 
     def __init__(
         self, context: WorkerContext, login: Login, transport: asyncio.Transport, pool: BackendPool, pending: bytes
@@ -210,7 +215,8 @@ class PooledSession(Session):
         super().__init__(context, login, transport, self._talk)
         self._pool = pool
         self._pending = pending  # bytes of the client that wait for a backend, or for a cancel to be over
-        self._waiting = False
+        self.waiting = False  # in the pool's queue
+        self.cancel_due = False  # what waits there is to be cancelled
         self._greeted = False
         self._half_closed = False  # the client has sent all it will
         self._applying = False  # the client's settings are being put in place; its bytes wait until they are
@@ -245,7 +251,7 @@ class PooledSession(Session):
             self.end_when_idle()
 
     def _between_transactions(self) -> bool:
-        return self._greeted and self.backend is None and not self._waiting and self._talk.idle
+        return self._greeted and self.backend is None and not self.waiting and self._talk.idle
 
     # ------------------------------------------------------------------ borrowing
 
@@ -254,16 +260,19 @@ class PooledSession(Session):
         if backend is not None:
             self._link(backend)
         elif not self._leaving:
-            self._waiting = True
+            self.waiting = True
             self._hold_back()
 
     def granted(self, backend: Backend) -> None:
-        self._waiting = False
+        self.waiting = False
         if not self._greeted:
             self._greet()
             self._pool.give_back(backend)
         else:
             self._link(backend)
+            if self.cancel_due:
+                self.cancel_due = False
+                self.context.spawn(self.context.cancel(*self.key))
         if not self.transport.is_closing() and not self._applying:
             self.transport.resume_reading()
         if self._greeted and self.backend is None and self._pending:
@@ -271,7 +280,7 @@ class PooledSession(Session):
             self.data_received(pending)
 
     def refused(self, response: bytes) -> None:
-        self._waiting = False
+        self.waiting = False
         self.finish(response)
 
     def _link(self, backend: Backend) -> None:
@@ -318,12 +327,12 @@ class PooledSession(Session):
             self._forward(backend, data)
             return
         data = self._pending + data if self._pending else data
-        if backend is None and not self._waiting:
+        if backend is None and not self.waiting:
             data = self._talk.without_strays(data)
         self._pending = data
         if not data:
             return
-        if backend is not None or self._waiting or not self._greeted:
+        if backend is not None or self.waiting or not self._greeted:
             self._hold_back()
         elif self._worth_a_backend(data):
             self._borrow()
@@ -433,7 +442,7 @@ class PooledSession(Session):
         """The client has sent all it will; as with the server, it may still read its answers."""
         self.without_advice()
         # While it waits in the queue it is taken to have left, as most clients that end there have.
-        self._half_closed = not self.login.tls and not self._waiting and self._answers_coming()
+        self._half_closed = not self.login.tls and not self.waiting and self._answers_coming()
         return self._half_closed
 
     def _go_on_behind(self, backend: Backend) -> None:
@@ -443,7 +452,7 @@ class PooledSession(Session):
             self._forward(backend, b"")
 
     def _answers_coming(self) -> bool:
-        return self._waiting or (self.backend is not None and (self._applying or self._talk.answers_coming))
+        return self.waiting or (self.backend is not None and (self._applying or self._talk.answers_coming))
 
     def _transaction_over(self, backend: Backend) -> None:
         talk = self._talk
@@ -515,8 +524,8 @@ class PooledSession(Session):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leaving = True
         self._unwatched()
-        if self._waiting:
-            self._waiting = False
+        if self.waiting:
+            self.waiting = False
             self._pool.forget(self)
         backend = self.backend
         if backend is not None:

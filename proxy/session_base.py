@@ -26,6 +26,8 @@ BREACHED: Final = error_response("25006", "this session is read-only, but someth
 # While a client's own messages wait for a backend, about this much of them is read. Not to read at all would hide
 # that the client has left, and it would keep its place in the queue.
 PENDING_LIMIT: Final = 16 * 1024
+# Seconds after which the server is taken to have begun with what it was sent, also where its processor is busy.
+_JUST_SENT: Final = 0.1
 # When a run over its budget cannot be cancelled yet, after so many seconds it is looked at again; when it goes on all
 # the same after a cancel request, which hit nothing if the server had not begun with it, another one is sent, after a
 # pause that doubles.
@@ -198,6 +200,11 @@ class Session:
         """What the conversation made of the client's bytes goes to the server."""
         raise NotImplementedError
 
+    @property
+    def just_sent(self) -> bool:
+        """Whether what runs was sent so short a time ago that the server may not have begun with it."""
+        return bool(self.talk.owed) and _now() - self._since < _JUST_SENT
+
     def without_advice(self) -> bool:
         """Ends the wait for advice: what the client has sent goes on as it is. Whether there was one."""
         return self._wait is not None and self._wait.end()
@@ -247,8 +254,7 @@ class Session:
             self._timer.cancel()
             self._timer = None
         self._go_on_behind(backend)
-        if not self._server_full and not self.transport.is_closing() and not talk.suspended:
-            self.transport.resume_reading()
+        self.go_on_reading()
 
     def _go_on_behind(self, backend: Backend) -> None:
         """What the client has sent behind a run with a budget, if anything."""
@@ -288,6 +294,15 @@ class Session:
             self.context.spawn(self._stop(backend))
 
     # ------------------------------------------------------------------ flow control
+
+    def stop_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def go_on_reading(self) -> None:
+        """Reads from the client again, unless there is another reason not to."""
+        if not self._server_full and not self.transport.is_closing() and not self.talk.suspended:
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading from the server."""

@@ -49,6 +49,7 @@ class KeptStatements(SessionState):
 
     __slots__ = (
         "_changes",
+        "_contested",
         "_deallocating",
         "_gone",
         "_named",
@@ -71,6 +72,8 @@ class KeptStatements(SessionState):
         self._named: dict[bytes, Statement] = {}
         self._named_bytes = 0
         self._gone: dict[bytes, bytes] = {}
+        # Names that are taken and were parsed again all the same: what they stand for is not known until the answer.
+        self._contested: set[bytes] = set()
         self._named_limit = named_limit
         self._unnamed: Statement | None = None
         # One entry for each Parse and Close in ``owed``: what to undo when the server never gets to it.

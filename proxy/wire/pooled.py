@@ -196,6 +196,7 @@ class PooledConversation(KeptStatements):
         if present is not None:
             # The server must say that the name is taken.
             before = self._ensure(present) if self.status != FAILED else self._stand_in(present)
+            self._contested.add(name)
             self._change(
                 PARSE | TAKEN, name, Statement(present.name, statement.text, statement.types, statement.reading)
             )
@@ -260,6 +261,8 @@ class PooledConversation(KeptStatements):
             and statement.reading != reading(statement.text, self.reported)
         ):
             known = None  # parsed anew for the advice, its constants would mean something else now
+        if self._contested and name in self._contested:
+            known = None
         decision = self._judge_bind(known, data, pos, name_end + 1, end)
         if decision is UNDECIDED:
             return SUSPENDED
@@ -357,6 +360,7 @@ class PooledConversation(KeptStatements):
         if not change.entry & TAKEN:
             return
         name, statement = change.name, change.statement
+        self._contested.clear()
         if name is not None and statement is not None and self.backend is not None:
             # The name was free after all, since what took it failed: now it stands for another text on this backend,
             # which must not get to anybody else.
@@ -387,7 +391,10 @@ class PooledConversation(KeptStatements):
     def _undo(self, change: Change, *, failed: bool) -> None:
         """Takes back what a message changed here that the server refused (``failed``) or never looked at."""
         entry, name, statement = change.entry, change.name, change.statement
-        if self.backend is None or entry & TAKEN:
+        if entry & TAKEN:
+            self._contested.clear()
+            return
+        if self.backend is None:
             return
         prepared = self.backend.prepared
         if name == b"":
@@ -454,7 +461,8 @@ class PooledConversation(KeptStatements):
             self.registry.renew()
 
     def _discarded(self, *, everything: bool) -> None:
-        self._named.clear()
+        for name in list(self._named):
+            self._forget(name)
         self._targets.clear()
         self._deallocating.clear()
         self._named_bytes = 0

@@ -87,6 +87,11 @@ async def test_errors_name_the_client_s_own_statements(one: Proxy, database: str
         await client.query("deallocate mine")
         with pytest.raises(ServerError, match='26000: prepared statement "mine" does not exist'):
             await client.query("deallocate mine")
+        await kinds(client, parse("mine"), SYNC)
+        client.send(query("deallocate all") + bind("mine") + SYNC)
+        await client.until_ready()
+        with pytest.raises(ServerError, match='26000: prepared statement "mine" does not exist'):
+            await client.until_ready()
 
 
 async def test_a_changed_table(one: Proxy, database: str) -> None:

@@ -233,6 +233,16 @@ async def test_a_name_that_is_taken_keeps_its_text(client: WireClient, planner: 
     assert rows(await batch(client, bind("taken"), execute(), SYNC))[0].endswith(text)
 
 
+async def test_a_name_that_gets_free_on_the_way(client: WireClient, planner: ScriptedPlanner) -> None:
+    """Whether a Parse of a name that is taken fails is known with its answer only; a Bind that came along is for it."""
+    planner.steer(MARK)
+    await batch(client, parse("free", seen()), bind("free"), execute(), SYNC)
+    discard = (parse("", "discard all"), bind(), execute())
+    answer = await batch(client, *discard, parse("free", "select 'new'"), bind("free"), execute(), SYNC)
+    assert (kinds(answer), rows(answer)) == ("12C12DCZ", ["new"])
+    await client.query("deallocate all")
+
+
 async def test_names_given_another_meaning_by_sql(client: WireClient, planner: ScriptedPlanner, steered: Proxy) -> None:
     planner.steer(MARK)
     await batch(client, parse("again", joined("'old'")), bind("again"), execute(), SYNC)

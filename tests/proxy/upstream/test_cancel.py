@@ -6,7 +6,10 @@ import asyncio
 import itertools
 import os
 import random
+import signal
+from pathlib import Path
 
+import psutil
 import pytest
 
 from proxy.wire.messages import cancel_request, query, startup_message
@@ -56,6 +59,22 @@ async def test_a_cancel_reaches_its_query(
             with pytest.raises(ServerError, match="57014: canceling statement due to user request"):
                 await client.until_ready()
             assert await client.query("select 1") == [("1",)]
+
+
+@pytest.mark.parametrize("mode", ["one", "session"])
+async def test_a_cancel_on_a_replication_connection(
+    request: pytest.FixtureRequest, mode: str, database: str, postgres: Postgres
+) -> None:
+    """Where nothing is known of what runs, the server says whether there is anything to cancel."""
+    proxy: Proxy = request.getfixturevalue(mode)
+    async with clients(proxy, database, 1, replication="database") as (client,):
+        await client.cancel(proxy)
+        client.send(query("select pg_sleep(60)"))
+        await running(postgres, database, "pg_sleep")
+        await client.cancel(proxy)
+        with pytest.raises(ServerError, match="57014: canceling statement due to user request"):
+            await client.until_ready()
+        assert await client.query("select 1") == [("1",)]
 
 
 async def test_a_cancel_waits_for_the_proxys_own_query(
@@ -225,3 +244,46 @@ async def test_a_cancel_while_settings_are_put_in_place(one: Proxy, database: st
                 raise answer
             else:
                 assert (b"D", b"\0\1\0\0\0\5first") in answer
+
+
+@pytest.mark.parametrize("mode", ["one", "session"])
+async def test_a_cancel_that_is_quicker_than_its_query(
+    request: pytest.FixtureRequest, mode: str, database: str, postgres: Postgres
+) -> None:
+    """The server's process has not begun with the query when the signal comes, which it drops; another follows."""
+    proxy: Proxy = request.getfixturevalue(mode)
+    async with clients(proxy, database, 1) as (client,):
+        ((pid,),) = await client.query("select pg_backend_pid()")
+        backend = psutil.Process(int(str(pid)))
+        backend.suspend()
+        try:
+            client.send(query("select pg_sleep(60)"))
+            cancelling = asyncio.create_task(client.cancel(proxy))
+            await eventually(lambda: sigint_waits(backend.pid), what="the signal has come")
+        finally:
+            backend.resume()
+        with pytest.raises(ServerError, match="57014: canceling statement due to user request"):
+            await client.until_ready()
+        await cancelling
+        assert await client.query("select 1") == [("1",)]
+
+
+def sigint_waits(pid: int) -> bool:
+    """Whether a process that is stopped has a SIGINT to take."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    waiting = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(waiting.split()[1], 16) & 1 << signal.SIGINT - 1)
+
+
+async def test_a_cancel_of_what_waits_for_a_backend(one: Proxy, database: str) -> None:
+    """It is not lost: the query ends with an error as soon as it gets a backend, and the next one is not hit."""
+    async with clients(one, database, 2) as (first, second):
+        await first.query("begin")
+        second.send(query("select pg_sleep(60)"))
+        await eventually(lambda: sample(one, "pool_waiting") >= 1, what="a client waits for a backend")
+        await second.cancel(one)
+        await first.query("commit")
+        with pytest.raises(ServerError, match="57014: canceling statement due to user request"):
+            await second.until_ready()
+        assert await second.query("select 1") == [("1",)]
+        assert await first.query("select 1") == [("1",)]

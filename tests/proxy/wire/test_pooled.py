@@ -371,7 +371,10 @@ def discard_all_with_more_behind_it() -> PooledTranscript:
             SYNC,
             becomes=[query("discard all"), parse(our(2), "two"), bind(our(1)), SYNC],
         )
-        .server(done("DISCARD ALL"), ready(), PARSED, error(f'"{our(1)}" does not exist'), ready())
+        .server(
+            *(done("DISCARD ALL"), ready(), PARSED, error(f'"{our(1)}" does not exist'), ready()),
+            becomes=[done("DISCARD ALL"), ready(), PARSED, error('"s" does not exist'), ready()],
+        )
         .client(bind("t"), SYNC, becomes=[close(our(2)), parse(our(2), "two"), bind(our(2)), SYNC])
         .server(CLOSED, PARSED, BOUND, ready(), becomes=[BOUND, ready()])
         .unlink()
