@@ -143,10 +143,11 @@ class Doubts(_Part):
 
 class KnownTemplates(Doubts):
     """The limits of join templates that the model was trained on, by `planner.templates.digest`. Their ``log_ratio`` is
-    taken times ``factor``."""
+    taken times ``factor``; of a model of settings ``log_std`` is taken times ``spread``."""
 
     templates: Words = ()
     factor: FiniteFloat = Field(default=1.0, gt=0, le=100)
+    spread: FiniteFloat = Field(default=1.0, gt=0, le=100)
 
     @cached_property
     def digests(self) -> frozenset[str]:

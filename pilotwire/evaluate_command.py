@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 ALL_SPLITS = ("random", "template", "values", "repeated")
+ALL_ALGORITHMS = ("gbdt", "mscn", "hints")
+ALGORITHMS_HELP = f"Which models the splits train: {','.join(ALL_ALGORITHMS)}, or all."
 
 
 def evaluate(
@@ -55,6 +57,10 @@ def evaluate(
             help=f"Cross-validate: {','.join(ALL_SPLITS)}, or all; the default when no model is given. 'none': do not.",
         ),
     ] = "",
+    algorithms: Annotated[str, typer.Option("--algorithms", metavar="NAMES", help=ALGORITHMS_HELP)] = "gbdt",
+    arms_budget: Annotated[
+        float, typer.Option("--arms-budget", metavar="SECONDS", min=0, help="For the runs that hints learn from.")
+    ] = 300.0,
     folds: Annotated[int, typer.Option("--folds", min=2, max=100, help="Of each split.")] = 5,
     proxy: Annotated[
         str, typer.Option("--proxy", metavar="DSN", help="The same database through a running pilotwire, measured too.")
@@ -94,7 +100,8 @@ def evaluate(
     given = [*([models] if models else []), *(model or [])]
     options = Options(
         rounds=rounds, limit=limit, budget=budget, truth_budget=truth_budget, count_seconds=count_timeout, arms=arms,
-        splits=_splits(splits, bool(given)), folds=folds, seed=seed, min_ms=min_ms,
+        splits=_splits(splits, bool(given)), algorithms=_names(algorithms, ALL_ALGORITHMS, "algorithm"),
+        arms_budget=arms_budget, folds=folds, seed=seed, min_ms=min_ms,
     )  # fmt: skip
     arguments = {"models": given, "trained_on": train_queries, "proxy": proxy, "options": options}
     return _evaluate(upstream, queries, arguments, html, as_json=as_json)
@@ -156,9 +163,14 @@ def _splits(text: str, given: bool) -> tuple[str, ...]:
         return () if given else ALL_SPLITS
     if text == "none":
         return ()
-    names = ALL_SPLITS if text == "all" else tuple(name.strip() for name in text.split(","))
-    if unknown := [name for name in names if name not in ALL_SPLITS]:
-        raise typer.BadParameter(f"{unknown[0]!r} is no split: choose from {', '.join(ALL_SPLITS)}")
+    return _names(text, ALL_SPLITS, "split")
+
+
+def _names(text: str, every: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """Those that are listed, each once; "all" for all."""
+    names = every if text == "all" else tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in every]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no {what}: choose from {', '.join(every)}")
     return tuple(dict.fromkeys(names))
 
 

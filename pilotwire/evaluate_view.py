@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from training.evaluate.results import Results
 
@@ -23,9 +25,9 @@ def show(results: Results, console: Console) -> None:
     styles = {"good": "green", "bad": "red", "mixed": "yellow", "none": ""}
     verdict = judge(results)
     if results.queries:
-        console.print(_compared(results))
-    if results.splits:
-        console.print(_splits(results))
+        console.print(_compared(results, console))
+    for table in _splits(results, console):
+        console.print(table)
     _slower(results, console)
     counts = f"{results.statements} statements read, {len(results.queries)} measured"
     for number, what in (
@@ -46,41 +48,28 @@ def show(results: Results, console: Console) -> None:
         console.print(Text(sentence))
 
 
-def _table(title: str, columns: tuple[str, ...]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None)
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left")
-    return table
-
-
-def _compared(results: Results) -> Table:
+def _compared(results: Results, console: Console) -> Table:
+    """What is the same for all, and what nothing came of, takes no column."""
+    from pilotwire.fitted_table import Column, fitted
     from training.evaluate.report import contenders
     from training.evaluate.verdict import seconds
 
-    table = _table(
-        "against PostgreSQL as configured",
-        (
-            "",
-            "statements",
-            "before",
-            "after",
-            "total",
-            "without two",
-            "geo. mean",
-            "slower",
-            "> 2x",
-            "worst",
-            "timeouts",
-        ),
-    )
-    for row in contenders(results):
-        found = row["summary"]
-        table.add_row(
-            row["title"],
-            str(found.statements),
-            seconds(found.plain_ms),
+    rows = [(row["title"], row["summary"]) for row in contenders(results)]
+    same = len({(found.statements, found.plain_ms) for _, found in rows}) == 1
+    timeouts = any(found.timeouts for _, found in rows)
+    title = "against PostgreSQL as configured"
+    if same:
+        title += f": {rows[0][1].statements} statements in {seconds(rows[0][1].plain_ms)}"
+    columns = [
+        Column("", 1),
+        *(Column(name, right=True) for name in (() if same else ("statements", "before"))),
+        *(Column(name, right=True) for name in ("after", "total", "but two", "geo.", "slower", "> 2x", "worst")),
+        *(Column(name, right=True) for name in (("timeouts",) if timeouts else ())),
+    ]
+    cells = [
+        [
+            name,
+            *(() if same else (str(found.statements), seconds(found.plain_ms))),
             seconds(found.steered_ms),
             f"{found.total:.2f}x",
             f"{found.total_without_two:.2f}x",
@@ -88,49 +77,60 @@ def _compared(results: Results) -> Table:
             str(found.over_1_1),
             str(found.over_2),
             f"{found.worst:.2f}x",
-            str(found.timeouts),
-        )
-    return table
+            *((str(found.timeouts),) if timeouts else ()),
+        ]
+        for name, found in rows
+    ]
+    return fitted(console, columns, _texts(cells), title)
 
 
-def _splits(results: Results) -> Table:
+def _splits(results: Results, console: Console) -> Iterator[Table]:
+    """Times where statements were run, q-errors where rows were counted."""
+    from pilotwire.fitted_table import Column, fitted
     from training.evaluate.charts import number
     from training.evaluate.report import splits
 
-    table = _table(
-        "by what the model knew; q-errors PostgreSQL -> model",
-        ("", "model", "statements", "total", "geo. mean", "slower", "worst", "sub-plans", "p50", "p90", "p99"),
-    )
+    times, errors = [], []
     for row in splits(results):
         split, found = row["split"], row["summary"]
-        times = (
-            [
-                str(found.statements),
-                f"{found.total:.2f}x",
-                f"{found.geometric_mean:.2f}x",
-                str(found.over_1_1),
-                f"{found.worst:.2f}x",
-            ]
-            if found is not None
-            else ["0", "-", "-", "-", "-"]
-        )
-        errors = [f"{number(native)} -> {number(model)}" for native, model in row["errors"].values()] or ["-"] * 3
-        table.add_row(split.title.split(":")[0], split.kind, *times, str(row["sub_plans"]), *errors)
-    return table
+        names = [split.title.split(":")[0], split.kind]
+        if found is not None:
+            figures = (f"{found.total:.2f}x", f"{found.geometric_mean:.2f}x", str(found.over_1_1))
+            times.append([*names, str(found.statements), *figures, f"{found.worst:.2f}x"])
+        if row["errors"]:
+            pairs = (f"{number(native)} -> {number(model)}" for native, model in row["errors"].values())
+            errors.append([*names, str(row["sub_plans"]), *pairs])
+    first = (Column("", 2), Column("model", 3))
+    if times:
+        numbers = ("statements", "total", "geo.", "slower", "worst")
+        columns = [*first, *(Column(name, right=True) for name in numbers)]
+        yield fitted(console, columns, _texts(times), "times by what the model knew")
+    if errors:
+        columns = [*first, *(Column(name, right=True) for name in ("joins", "p50", "p90", "p99"))]
+        yield fitted(console, columns, _texts(errors), "q-errors by what the model knew, PostgreSQL -> model")
+
+
+def _texts(rows: Sequence[Sequence[str]]) -> list[list[Text]]:
+    from rich.text import Text
+
+    return [[Text(cell) for cell in row] for row in rows]
 
 
 def _slower(results: Results, console: Console) -> None:
     """By name, the worst first, of every steering kind."""
+    from pilotwire.fitted_table import Column, fitted
     from training.evaluate.results import DEFAULT, PROXY
 
     rows = [(factor, query, kind) for kind in [*results.models, PROXY] for query, factor in results.regressions(kind)]
     if not rows:
         return
-    table = _table("what got slower", ("statement", "times slower", "before ms", "after ms", "model"))
-    for factor, query, kind in sorted(rows, key=lambda row: -row[0])[:SHOWN]:
-        table.add_row(
-            query.name, f"{factor:.2f}", f"{query.ms(DEFAULT) or 0:,.1f}", f"{query.ms(kind) or 0:,.1f}", kind
-        )
+    cells = [
+        [query.name, f"{factor:.2f}", f"{query.ms(DEFAULT) or 0:,.1f}", f"{query.ms(kind) or 0:,.1f}", kind]
+        for factor, query, kind in sorted(rows, key=lambda row: -row[0])[:SHOWN]
+    ]
+    figures = [Column(name, right=True) for name in ("times slower", "before ms", "after ms")]
+    columns = [Column("statement", 1), *figures, Column("model", 2)]
+    table = fitted(console, columns, _texts(cells), "what got slower")
     console.print(table)
     if len(rows) > SHOWN:
         console.print(f"and {len(rows) - SHOWN} more")

@@ -181,7 +181,8 @@ def status(
     if told.looked:
         console.print(f"looked for events {_ago(told.looked)}, {told.new_statements} new statements since the last job")
     if told.next_scheduled > time.time():
-        console.print(f"the schedule comes in {(told.next_scheduled - time.time()) / 3600:.1f} h")
+        minutes = (told.next_scheduled - time.time()) / 60
+        console.print(f"the schedule comes in {f'{minutes:.0f} min' if minutes < 90 else f'{minutes / 60:.1f} h'}")
     if told.trouble:
         console.print(f"trouble: {told.trouble}", markup=False, style="yellow")
     aside = [job for job in known if job.state == "set_aside"]

@@ -34,6 +34,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from model_runtime.manifest import KnownTemplates
 from model_runtime.runner import Model
 from planner import costs, subplans
 from planner.advice import Advice, RowsAdvice
@@ -46,6 +47,7 @@ from planner.graph import NO_PARAMETERS, JoinKind, Parameters, QueryBlock, Query
 from planner.levels import levels
 from planner.memory.records import MODEL_ARM
 from planner.resolve import Resolved, ResolvedBlock, resolve
+from planner.restraint import most_rows
 from planner.snapshot import Snapshot, TableInfo
 from planner.templates import digest, template
 
@@ -236,7 +238,7 @@ def decide(
     reason = reason or shape_reason
     if models.cardinality is not None:
         for block in blocks:
-            _predict(block, models.cardinality, snapshot, options)
+            _predict(block, models.cardinality, snapshot, params, options)
     estimated = sum(_estimated_ms(block) for block in blocks)
     for block in blocks:
         block.sub_plans = _sub_plans(block)
@@ -331,7 +333,7 @@ def _ambiguous(
 # ---------------------------------------------------------------------- models
 
 
-def _predict(block: _Block, model: Model, snapshot: Snapshot, options: Options) -> None:
+def _predict(block: _Block, model: Model, snapshot: Snapshot, params: Parameters, options: Options) -> None:
     """Fills in the corrections of one block, and the reason for each that is missing."""
     manifest = model.manifest
     made = _featurizer(model)
@@ -356,6 +358,7 @@ def _predict(block: _Block, model: Model, snapshot: Snapshot, options: Options) 
     low, high = manifest.clip
     limits, factor = manifest.abstention.limits(lambda: digest(template(block.resolved)))
     ratios = np.clip(factor * outputs["log_ratio"], low, high)
+    most = most_rows(block.estimates, masks, params)
     doubtful = ~known(made, block.estimates, masks)
     if manifest.ranges and "features" in inputs:
         doubtful |= model.outside_ranges(inputs["features"]) > limits.outside_ranges
@@ -365,7 +368,9 @@ def _predict(block: _Block, model: Model, snapshot: Snapshot, options: Options) 
         if out:
             block.reasons[index] = Reason.OUT_OF_RANGE
         else:
-            block.log_ratio[index] = ratio
+            mask = block.masks[index]
+            held = mask in most
+            block.log_ratio[index] = min(ratio, math.log(most[mask] / block.native[index])) if held else ratio
 
 
 _featurizers: OrderedDict[str, Featurizer | None] = OrderedDict()
@@ -500,11 +505,14 @@ def _chosen_arm(
         inputs = made.inputs(block.estimates, block.masks[-1:])
     outputs = _run(model, inputs, options)
     abstention = model.manifest.abstention
-    if model.manifest.ranges and model.outside_ranges(inputs["features"])[0] > abstention.outside_ranges:
+    limits, _ = abstention.limits(lambda: digest(template(block.resolved)))
+    if model.manifest.ranges and model.outside_ranges(inputs["features"])[0] > limits.outside_ranges:
         return None, Reason.OUT_OF_RANGE
     spreads = outputs["log_std"][0] if "log_std" in outputs else None
+    if spreads is not None and isinstance(limits, KnownTemplates):
+        spreads = spreads * limits.spread
     ratios = np.clip(outputs["log_latency_ratio"][0], *model.manifest.clip)
-    best, why = best_arm(ratios, spreads, tuple(model.manifest.arms.values()), abstention.log_std)
+    best, why = best_arm(ratios, spreads, tuple(model.manifest.arms.values()), limits.log_std)
     if best is None:
         return None, why
     name = tuple(model.manifest.arms)[best]
@@ -543,12 +551,21 @@ def best_arm(
 
 
 def _sub_plans(block: _Block) -> list[SubPlan]:
-    names = [(relation.bit, relation.alias) for relation in block.resolved.block.relations]
+    names = {relation.bit: relation.alias for relation in block.resolved.block.relations}
+    known: dict[int, tuple[str, ...]] = {0: ()}
+
+    def aliases(mask: int) -> tuple[str, ...]:
+        """Most sets are one that came before and one relation more."""
+        found = known.get(mask)
+        if found is None:
+            last = 1 << mask.bit_length() - 1
+            found = known[mask] = (*aliases(mask ^ last), names[last])
+        return found
+
     found = []
     for mask, native, ratio, reason in zip(block.masks, block.native, block.log_ratio, block.reasons, strict=True):
-        aliases = tuple([alias for bit, alias in names if bit & mask])
         rows = None if ratio is None else min(max(native * math.exp(ratio), 1.0), MAX_ROWS)
-        found.append(SubPlan(block.resolved.block.index, mask, aliases, native, rows, reason))
+        found.append(SubPlan(block.resolved.block.index, mask, aliases(mask), native, rows, reason))
     return found
 
 

@@ -10,7 +10,8 @@ it is: a prediction above it costs nothing.
 or the common keys show than the native estimate expects, the higher the prediction.
 
 **Evidence.** Boosters trained without one part of the join templates predict that part: the honest error of the
-``templates`` split, and the number of trees is chosen where it is least. The model itself is then trained on all rows,
+``templates`` split. The number of trees is the one that gains most there and on new values of templates that were
+trained on, in equal parts. The model itself is then trained on all rows,
 the mean of a few boosters that differ in their seeds. The honest errors also say when not to trust it. A correction is
 used where there is evidence that such corrections were better than the native estimates on templates not seen before:
 for rows with that many features outside of the ranges trained on; for rows whose leaves have that much **support** (the
@@ -42,7 +43,7 @@ from planner.features import flat
 from training.dataset import Dataset
 from training.errors import TrainingError
 from training.export import UNSUPPORTED
-from training.gbdt_known import HeldOut, Known, find_known, with_others
+from training.gbdt_known import LEAST_KNOWN, HeldOut, Known, find_known, with_others
 from training.gbdt_scores import PERCENTILES, Split, folds, folds_of, q_errors
 from training.judging import deviation_limit, evident_limit, no_worse
 
@@ -179,8 +180,11 @@ def train(
     total = 2 * _count(by_template) + 2 * _count(by_query) + 1 + settings.members
     with ONE_AT_A_TIME:
         trainer = _Trainer(data, judged, settings, seed, stop or threading.Event(), progress, total)
-        unseen, support, rounds = trainer.cross(by_template)
-        random, random_support, _ = trainer.cross(by_query)
+        of_templates, of_queries = trainer.cross(by_template), trainer.cross(by_query)
+        again = with_others(data.template, data.judged, by_query)[judged] & (queries is data.query)
+        rounds = _rounds(of_templates, of_queries if again.sum() >= LEAST_KNOWN else None)
+        unseen, support = trainer.unseen(of_templates, rounds)
+        random, random_support = trainer.unseen(of_queries, rounds)
         native = np.abs(target)
         scale = next((scale for scale in SCALES if no_worse(native, np.abs(target - scale * unseen))), 0.0)
         error = np.abs(target - scale * unseen)
@@ -200,7 +204,6 @@ def train(
     doubt = random_expected * stretch
     if unsupported is not None:
         doubt = doubt + UNSUPPORTED * (random_support < -unsupported)
-    again = with_others(data, by_query)[judged] & (queries is data.query)
     held_out = HeldOut(target, random, _outside(kept, by_query[judged]), doubt)
     known = find_known(held_out.of(again), scale, outside_ranges, limit, SCALES)
     served = np.where(again, known.scale if known is not None else scale, scale) * random
@@ -225,6 +228,25 @@ def train(
         within=float((error <= expected).mean()),
         known=known,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Crossed:
+    """Boosters by the ``fold`` [n] that each was trained without, and by how much their mean loss on it is less than
+    that of no correction after each tree, ``gain`` [rounds]."""
+
+    fold: Array
+    boosters: Mapping[int, Any]
+    gain: Array
+
+
+def _rounds(of_templates: _Crossed, of_queries: _Crossed | None) -> int:
+    """How many trees are best for templates not seen and for new values of those that were, where there are such. The
+    former gain nothing rather than lose: corrections that are worse than none are shrunk."""
+    if of_queries is None:
+        return int(np.argmax(of_templates.gain)) + 1
+    gain = np.maximum(of_templates.gain, 0.0) + np.maximum(of_queries.gain, 0.0)
+    return int(np.argmax(gain if gain.max() > 0 else of_templates.gain)) + 1
 
 
 def _count(fold: Array) -> int:
@@ -283,20 +305,27 @@ class _Trainer:
         if progress is not None:
             progress(0, total)
 
-    def cross(self, fold: Array) -> tuple[Array, Array, int]:
-        """For all judged rows what boosters trained without their fold predict and how much support they have there,
-        [judged] each; and how many trees give the least mean error over all folds."""
-        data, judged = self._data, self._judged
-        grown = [(out, *self._median(fold != out, (fold == out) & judged)) for out in np.unique(fold[fold >= 0])]
-        error = sum(curve * ((fold == out) & judged).sum() for out, _, curve in grown)
-        best = int(np.argmin(error)) + 1
+    def cross(self, fold: Array) -> _Crossed:
+        """A booster without each fold, and how good they are on it after each tree."""
+        judged = self._judged
+        boosters, loss = {}, np.zeros(self._settings.rounds)
+        for out in np.unique(fold[fold >= 0]).tolist():
+            rows = (fold == out) & judged
+            boosters[out], curve = self._median(fold != out, rows)
+            loss += curve * rows.sum() / judged.sum()
+        return _Crossed(fold, boosters, self._loss(self._target[judged]) - loss)
+
+    def unseen(self, crossed: _Crossed, rounds: int) -> tuple[Array, Array]:
+        """For all judged rows what boosters trained without their fold predict with so many trees, and how much support
+        they have there, [judged] each."""
+        data, judged, fold = self._data, self._judged, crossed.fold
         unseen, support = np.zeros(len(fold)), np.zeros(len(fold))
-        for out, booster, _ in grown:
-            member, rows = self._cut(booster, best), (fold == out) & judged
+        for out, booster in crossed.boosters.items():
+            member, rows = self._cut(booster, rounds), (fold == out) & judged
             unseen[rows] = _answer(member, data.features[rows])
             own = _supports(member, data.features[fold != out], data.query[fold != out])
             support[rows] = _support(member, own, data.features[rows])
-        return unseen[judged], support[judged], best
+        return unseen[judged], support[judged]
 
     def member(self, number: int, rounds: int) -> Any:
         """One booster of the model: on all rows."""
@@ -384,10 +413,13 @@ class _Trainer:
         return self._lightgbm.Booster(model_str=booster.model_to_string(num_iteration=rounds))
 
     def _error(self, prediction: Array, data: Any) -> tuple[str, float, bool]:
+        """For LightGBM."""
+        return "error", self._loss(data.get_label() - prediction), False
+
+    def _loss(self, difference: Array) -> float:
         """The loss of the quantile, without the smoothing: what the number of trees is chosen by."""
-        difference = data.get_label() - prediction
         quantile = self._settings.quantile
-        return "error", float(np.maximum(quantile * difference, (quantile - 1) * difference).mean()), False
+        return float(np.maximum(quantile * difference, (quantile - 1) * difference).mean())
 
     def _look(self, _: Any) -> None:
         if self._stop.is_set():

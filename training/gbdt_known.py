@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from training.dataset import Dataset
 from training.judging import EVIDENCE_GAIN, deviation_limit, evident_limit, no_worse
 
 Array = npt.NDArray[Any]
@@ -48,12 +47,12 @@ class HeldOut:
         return HeldOut(self.target[rows], self.predicted[rows], self.outside[rows], self.doubt[rows])
 
 
-def with_others(data: Dataset, fold: Array) -> Array:
-    """bool [n]: another fold too has a judged row of the row's template, so that the template was trained on when the
-    row's own fold was kept out."""
-    pairs = np.unique(np.stack([data.template, fold], axis=1)[data.judged], axis=0)
-    folds_with = np.bincount(pairs[:, 0], minlength=int(data.template.max()) + 1)
-    return np.asarray(folds_with[data.template] > 1)
+def with_others(template: Array, judged: Array, fold: Array) -> Array:
+    """bool [n], of each row's template, whether the row is judged, and its fold: another fold too has a judged row of
+    the template, so that it was trained on when the row's own fold was kept out."""
+    pairs = np.unique(np.stack([template, fold], axis=1)[judged], axis=0)
+    folds_with = np.bincount(pairs[:, 0], minlength=int(template.max()) + 1)
+    return np.asarray(folds_with[template] > 1)
 
 
 def find_known(

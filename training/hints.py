@@ -11,7 +11,8 @@ and without, since a model is asked both ways.
 than predicted as one in twenty is (`planner.advise.best_arm`). A further ensemble expects the error for each arm, and
 its answer is stretched until that holds for the arms that look worth taking, which are the ones that luck made look
 better than they are. Then the choices are made as in serving, on statements not seen, and where the workload would be
-slower for it the model is made to choose nothing.
+slower for it the model is made to choose nothing. Join templates that were trained on need less doubt: how much less is
+found by statements of theirs that were kept out (`training.hints_choices`), and the manifest names them.
 
 What was measured is taken carefully. An arm that was stopped ran into the best time so far: it counts as no faster than
 the default, and slower by what is known. An arm with the default's plan is exactly as fast.
@@ -31,36 +32,39 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from model_runtime.manifest import Abstention, Featurizer, Vocabulary
-from planner.advise import ARM_CONFIDENCE, best_arm, largest_join, look
+from model_runtime.manifest import NEVER, Abstention, Featurizer, KnownTemplates, Vocabulary
+from planner.advise import largest_join, look
 from planner.estimates import BlockEstimates
 from planner.features import sets, statement
 from planner.memory.arms import PORTFOLIO
 from planner.snapshot import Snapshot
 from planner.sql import read
-from planner.templates import template
+from planner.templates import digest, template
 from training.dataset import Labelled
 from training.errors import TooLittleError
 from training.export import IR_VERSION, ML_OPSET, OPSET, tree_votes
 from training.gbdt import ONE_AT_A_TIME, Stopped, lightgbm_module
 from training.gbdt_scores import Split, folds, q_errors
+from training.hints_choices import (
+    LEAST_DEVIATION,
+    LEAST_STATEMENTS,
+    Choices,
+    Known,
+    Unseen,
+    find_known,
+    general_stretch,
+)
 from training.judging import evident_limit
 from training.model_file import Built, some_rows
 
 __all__ = ["ArmTime", "HintsDataset", "Measured", "Settings", "Stopped", "Trained", "assemble", "built", "fit", "train"]
 
 Array = npt.NDArray[Any]
-LEAST_STATEMENTS: Final = 20
-"""With which arms were measured; fewer teach nothing."""
 LEAST_OF_ARM: Final = 10
 FAR: Final = 4.0
 """Ratios are cut off there: e**4 is 55 times."""
-LEAST_DEVIATION: Final = 0.05
 OF_ABSOLUTE: Final = 1.2533
 """The standard deviation of a normal distribution over its mean absolute deviation, sqrt(pi / 2)."""
-STRETCHES: Final = (1.0, 1.5, 2.0, 3.0)
-SLOWER: Final = 1.1
-"""A statement counts as slower from so many times its default on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,8 @@ class Measured:
 class HintsDataset:
     """One row per statement: ``features`` float32 [n, F] without the plan, ``planned`` with it where ``has_plan``,
     ``ratio`` ln(arm / default) [n, arms] with NaN for what is not known, ``default_ms`` [n], ``query`` its number,
-    ``template`` the index of its join template. ``words`` are the tables and joins of all, ``left_out`` counts the
-    statements that the planner would not steer."""
+    ``template`` the index of its join template in ``templates``, their digests. ``words`` are the tables and joins of
+    all, ``left_out`` counts the statements that the planner would not steer."""
 
     arms: tuple[str, ...]
     features: Array
@@ -102,6 +106,7 @@ class HintsDataset:
     template: Array
     words: sets.Words
     left_out: int
+    templates: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.default_ms)
@@ -119,9 +124,11 @@ class HintsDataset:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the trees are grown: few and small, since there are a few hundred statements at most."""
+    """How the trees are grown: few and small, since there are a few hundred statements at most. ``repeats``: how often
+    the statements are divided anew to judge new values of known templates."""
 
     members: int = 5
+    repeats: int = 3
     rounds: int = 40
     leaves: int = 7
     rate: float = 0.1
@@ -132,23 +139,11 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
-    """What the model would have chosen for statements it has not seen, without their plans, as the proxy asks: seconds
-    of all of them by default, with the chosen arms, and with the best arm of each; how many were steered, how many of
-    these got slower, and the worst factor."""
-
-    before: float = 0.0
-    after: float = 0.0
-    best: float = 0.0
-    steered: int = 0
-    slower: int = 0
-    worst: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class Trained:
     """``members`` and ``deviations`` are LightGBM boosters by arm; ``stretch`` is what a deviation is multiplied with.
-    ``scale`` is 0 for a model that is to choose nothing. ``splits`` has ``templates`` and ``random``: q-errors of the
+    ``scale`` is 0 for a model that is to choose nothing, ``general`` False for one that is to choose nothing on join
+    templates that it was not trained on. ``choices`` are made on such, ``known`` has what holds for the others, which
+    are ``templates``. ``splits`` has ``templates`` and ``random``: q-errors of the
     latency ratio, native meaning "as long as the default"."""
 
     arms: tuple[str, ...]
@@ -161,6 +156,9 @@ class Trained:
     outside_ranges: int
     splits: Mapping[str, Split]
     choices: Choices
+    known: Known | None = None
+    general: bool = True
+    templates: tuple[str, ...] = ()
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Ratios and their deviations [n, arms], as the exported graph answers."""
@@ -237,6 +235,7 @@ def assemble(statements: Sequence[Measured], snapshot: Snapshot, search_path: tu
         ),
         words=sets.vocabulary(joins),
         left_out=len(statements) - len(rows),
+        templates=tuple(digest(name) for name in templates),
     )
 
 
@@ -275,40 +274,64 @@ def fit(
     places = [data.arms.index(arm) for arm in arms]
     groups = data.template if len(np.unique(data.template)) > 1 else np.arange(len(data))
     by_template = folds(groups, settings.members, seed)[data.source]
-    by_query = folds(np.arange(len(data)), settings.members, seed + 1)[data.source]
+    by_query = [
+        folds(np.arange(len(data)), settings.members, seed + 1 + repeat)[data.source]
+        for repeat in range(settings.repeats)
+    ]
     truth = data.ratio[:, places][data.source]
     inputs = data.inputs
     with ONE_AT_A_TIME:
-        total = len(arms) * (2 * len(np.unique(by_template)) + len(np.unique(by_query)) + 1)
+        kept_out = 2 * len(np.unique(by_template)) + sum(len(np.unique(fold)) for fold in by_query)
+        total = len(arms) * (kept_out + len(np.unique(by_query[0])) + 1)
         grower = _Grower(inputs, settings, seed, stop or threading.Event(), progress, total)
         grown = [grower.arm(truth[:, place], by_template, by_query) for place in range(len(arms))]
     unseen = np.stack([one.unseen for one in grown], axis=1)
     random = np.stack([one.random for one in grown], axis=1)
     spread = np.stack([one.expected for one in grown], axis=1)
-    stretch, scale, choices = _stretched(truth, unseen, spread, data.default_ms, [PORTFOLIO[arm] for arm in arms])
+    sets_of = [PORTFOLIO[arm] for arm in arms]
     known = np.isfinite(truth)
+    worse = (truth - unseen) / np.maximum(spread, LEAST_DEVIATION)
+    count = len(data)
+    asked = Unseen(truth[:count], unseen[:count], spread[:count], data.default_ms)
+    stretch, scale, choices = general_stretch(asked, worse[known], (unseen < 0)[known], sets_of)
     outside = _outside(inputs, by_template)
-    limit = evident_limit(
-        np.repeat(outside[:, None], len(arms), axis=1)[known],
-        np.abs(truth[known]),
-        np.abs(truth - unseen)[known],
-        np.arange(int(outside.max()) + 1),
-    )
+    limit = _outside_limit(outside, truth, unseen)
+    again = _with_others(data)
+    of_known = np.stack([one.random_expected for one in grown], axis=1)
+    held_out = Unseen(truth[:count], random[:count], of_known[:count], data.default_ms).of(again)
+    wider = max(_outside_limit(_outside(inputs, by_query[0]), truth, random), limit)
+    templates = find_known(held_out, stretch, wider, sets_of)
     return Trained(
         arms=arms,
         members={arm: one.members for arm, one in zip(arms, grown, strict=True)},
         deviations={arm: one.deviation for arm, one in zip(arms, grown, strict=True)},
-        scale=scale,
+        scale=scale or float(templates is not None),
         stretch=stretch,
         clip=(-FAR, FAR),
         ranges=tuple(zip(inputs.min(axis=0).tolist(), inputs.max(axis=0).tolist(), strict=True)),
-        outside_ranges=int(limit),
+        outside_ranges=limit,
         splits={
             "templates": _split(len(data), truth[known], scale * unseen[known]),
-            "random": _split(len(data), truth[known], scale * random[known]),
+            "random": _split(len(data), truth[known], (scale or float(templates is not None)) * random[known]),
         },
         choices=choices,
+        known=templates,
+        general=scale > 0,
+        templates=tuple(sorted({data.templates[number] for number in data.template[again].tolist()})),
     )
+
+
+def _with_others(data: HintsDataset) -> Array:
+    """bool [n]: another statement has the same template, so that trees without the one have seen the template."""
+    return np.asarray(np.bincount(data.template)[data.template] > 1)
+
+
+def _outside_limit(outside: Array, truth: Array, predicted: Array) -> int:
+    """With how many features outside of their ranges predictions are still better than none."""
+    known = np.isfinite(truth)
+    rows = np.repeat(outside[:, None], truth.shape[1], axis=1)[known]
+    native, model = np.abs(truth[known]), np.abs(truth - predicted)[known]
+    return int(evident_limit(rows, native, model, np.arange(int(outside.max()) + 1)))
 
 
 def _split(queries: int, truth: Array, prediction: Array) -> Split:
@@ -324,47 +347,6 @@ def _outside(inputs: Array, fold: Array) -> Array:
     return found
 
 
-def _stretched(
-    truth: Array, ratios: Array, spreads: Array, default_ms: Array, settings: Sequence[Mapping[str, str]]
-) -> tuple[float, float, Choices]:
-    """By how much deviations are stretched, the scale of the ratios, and what is chosen then. ``truth``, ``ratios`` and
-    ``spreads`` [m, arms] are of predictions for rows not seen, ``default_ms`` [n] of the statements, which are the
-    first rows."""
-    worse = (truth - ratios) / np.maximum(spreads, LEAST_DEVIATION)
-    tempting = np.isfinite(truth) & (ratios < 0)
-    judged = worse[tempting] if tempting.sum() >= LEAST_STATEMENTS else worse[np.isfinite(truth)]
-    least = max(float(np.quantile(judged, 0.95)) / ARM_CONFIDENCE, 1.0)
-    count = len(default_ms)
-    truth, ratios, spreads = truth[:count], ratios[:count], spreads[:count]
-    for factor in STRETCHES:
-        stretch = least * factor
-        choices = _choices(truth, ratios, np.maximum(spreads * stretch, LEAST_DEVIATION), default_ms, settings)
-        if choices.after <= choices.before:
-            return stretch, 1.0, choices
-    return least, 0.0, _choices(truth, np.zeros_like(ratios), spreads, default_ms, settings)
-
-
-def _choices(
-    truth: Array, ratios: Array, spreads: Array, default_ms: Array, settings: Sequence[Mapping[str, str]]
-) -> Choices:
-    chosen = np.ones(len(truth))
-    steered = 0
-    for row in range(len(truth)):
-        best, _ = best_arm(ratios[row], spreads[row], settings)
-        if best is not None and np.isfinite(truth[row, best]):
-            chosen[row] = np.exp(truth[row, best])
-            steered += 1
-    possible = np.exp(np.minimum(np.nanmin(np.where(np.isfinite(truth), truth, 0.0), axis=1), 0.0))
-    return Choices(
-        before=float(default_ms.sum()) / 1e3,
-        after=float((default_ms * chosen).sum()) / 1e3,
-        best=float((default_ms * possible).sum()) / 1e3,
-        steered=steered,
-        slower=int((chosen > SLOWER).sum()),
-        worst=float(chosen.max(initial=1.0)),
-    )
-
-
 def _answer(booster: Any, features: Array) -> Array:
     return np.asarray(booster.predict(features, num_threads=1))
 
@@ -372,13 +354,15 @@ def _answer(booster: Any, features: Array) -> Array:
 @dataclass(frozen=True, slots=True)
 class _Grown:
     """One arm's members, the booster that expects their error, and of each row what boosters without its template,
-    and without its statement, predict, [m] each. ``expected`` is a standard deviation."""
+    and without its statement, predict, [m] each. ``expected`` and ``random_expected`` are standard deviations by
+    boosters without the same."""
 
     members: tuple[Any, ...]
     deviation: Any
     unseen: Array
     random: Array
     expected: Array
+    random_expected: Array
 
 
 class _Grower:
@@ -403,17 +387,25 @@ class _Grower:
         if progress is not None:
             progress(0, total)
 
-    def arm(self, ratio: Array, by_template: Array, by_query: Array) -> _Grown:
-        """Everything for one arm; ``ratio`` [m] with NaN where it was not measured, and two folds of each row."""
+    def arm(self, ratio: Array, by_template: Array, by_query: Sequence[Array]) -> _Grown:
+        """Everything for one arm; ``ratio`` [m] with NaN where it was not measured, and folds of each row, several by
+        query: the boosters of the first of these are the model, and the mean over all is what such a model predicts."""
         _, unseen = self._cross(ratio, by_template)
-        members, random = self._cross(ratio, by_query)
+        crossed = [self._cross(ratio, fold) for fold in by_query]
+        members = tuple(crossed[0][0])
+        random = np.mean([predicted for _, predicted in crossed], axis=0)
         off = np.abs(ratio - unseen) * OF_ABSOLUTE
-        rounds = self._settings.deviation_rounds
-        expected = np.zeros(len(ratio))
-        for out in (by_template == number for number in np.unique(by_template)):
-            expected[out] = _answer(self._grow(off, ~out, rounds), self._inputs[out])
+        expected, random_expected = self._expected(off, by_template), self._expected(off, by_query[0])
         everything = np.ones(len(off), bool)
-        return _Grown(tuple(members), self._grow(off, everything, rounds), unseen, random, expected)
+        deviation = self._grow(off, everything, self._settings.deviation_rounds)
+        return _Grown(members, deviation, unseen, random, expected, random_expected)
+
+    def _expected(self, off: Array, fold: Array) -> Array:
+        """What errors boosters without a fold expect of it [m]."""
+        expected = np.zeros(len(off))
+        for out in (fold == number for number in np.unique(fold)):
+            expected[out] = _answer(self._grow(off, ~out, self._settings.deviation_rounds), self._inputs[out])
+        return expected
 
     def _cross(self, ratio: Array, fold: Array) -> tuple[list[Any], Array]:
         """One booster per fold, trained without it, and what they predict for it [m]."""
@@ -499,7 +491,17 @@ def graph(trained: Trained) -> onnx.ModelProto:
 
 def built(trained: Trained, data: HintsDataset) -> Built:
     """The trees as a model."""
-    words, choices = data.words, trained.choices
+    words = data.words
+    notes: dict[str, bool | int | float | str] = {
+        "algorithm": "hints",
+        "statements": len(data),
+        "statements_left_out": data.left_out,
+        "scale": trained.scale if trained.general else 0.0,
+        "stretch": trained.stretch,
+        **trained.choices.notes(),
+    }
+    if trained.known is not None:
+        notes |= {"known_stretch": trained.known.stretch, **trained.known.choices.notes("known_")}
     return Built(
         graph=graph(trained),
         kind="hints",
@@ -512,22 +514,25 @@ def built(trained: Trained, data: HintsDataset) -> Built:
         ),
         ranges=dict(zip(statement.NAMES, trained.ranges, strict=True)),
         clip=trained.clip,
-        abstention=Abstention(outside_ranges=trained.outside_ranges),
+        abstention=Abstention(
+            outside_ranges=trained.outside_ranges,
+            log_std=None if trained.general else NEVER,
+            known=_known(trained),
+        ),
         self_test={"features": some_rows(data.inputs)},
         splits=trained.splits,
         arms={arm: dict(PORTFOLIO[arm]) for arm in trained.arms},
-        notes={
-            "algorithm": "hints",
-            "statements": len(data),
-            "statements_left_out": data.left_out,
-            "scale": trained.scale,
-            "stretch": trained.stretch,
-            "steered": choices.steered,
-            "slower": choices.slower,
-            "worst": choices.worst,
-            "seconds_default": choices.before,
-            "seconds_chosen": choices.after,
-            "seconds_best": choices.best,
-        },
+        notes=notes,
         native_only=trained.scale == 0,
+    )
+
+
+def _known(trained: Trained) -> KnownTemplates | None:
+    """The templates that were trained on, and how much surer the model is of them."""
+    if trained.known is None:
+        return None
+    return KnownTemplates(
+        outside_ranges=trained.known.outside_ranges,
+        spread=trained.known.stretch / trained.stretch,
+        templates=trained.templates,
     )

@@ -342,9 +342,10 @@ STOPPED_BY: Final = (TimeoutError, asyncpg.QueryCanceledError, asyncpg.Serializa
 def gone_in_the_middle(error: BaseException, kept: TrainingSet, doing: str) -> TrainingError:
     """What to tell somebody whose database went away."""
     reason = " ".join(str(error).split()) or type(error).__name__
+    times = f" and {len(kept.arms)} times of arms" if kept.arms else ""
     return TrainingError(
-        f"the database is gone in the middle of {doing} ({reason}); {len(kept.rows)} counts are kept in {kept.path}: "
-        "run the same command again to go on"
+        f"the database is gone in the middle of {doing} ({reason}); {len(kept.rows)} counts{times} are kept in "
+        f"{kept.path}: run the same command again to go on"
     )
 
 

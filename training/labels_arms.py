@@ -3,7 +3,8 @@
 The runs themselves are `planner.explore.runner`'s: EXPLAIN first, arms with the default's plan are not run, the best
 time so far is the limit, and what is expected to win most comes first. Expected is what the statements before showed:
 the mean of the gains of an arm. Statements come in the order of the server's own cost, dearest first, since there is
-most to gain, and the budget is shared: none may take more than its part.
+most to gain, but one of each set of tables before the second of any, since siblings tell much the same. The budget is
+shared: none may take more than its part.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class ArmLabeller:
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise gone_in_the_middle(error, self._kept, "trying arms") from None
         try:
-            for done, (_, text) in enumerate(await self._dearest(connection, waiting, found)):
+            for done, (_, text) in enumerate(await self._ordered(connection, waiting, found)):
                 left = self._budget.seconds - (time.monotonic() - started)
                 if left <= 0:
                     break
@@ -109,8 +110,8 @@ class ArmLabeller:
             await link.close()
         return found
 
-    async def _dearest(self, connection: Any, texts: Sequence[str], found: ArmTimes) -> list[tuple[float, str]]:
-        costed = []
+    async def _ordered(self, connection: Any, texts: Sequence[str], found: ArmTimes) -> list[tuple[float, str]]:
+        costed: dict[tuple[str, ...], list[tuple[float, str]]] = {}
         for text in texts:
             try:
                 plan = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {text}"))[0]["Plan"]
@@ -119,8 +120,13 @@ class ArmLabeller:
                     raise
                 self._skip(found, "it cannot be planned")
                 continue
-            costed.append((float(plan["Total Cost"]), text))
-        return sorted(costed, reverse=True)
+            costed.setdefault(_relations(plan), []).append((float(plan["Total Cost"]), text))
+        ranked = [
+            (rank, -cost, text)
+            for group in costed.values()
+            for rank, (cost, text) in enumerate(sorted(group, reverse=True))
+        ]
+        return [(-cost, text) for _, cost, text in sorted(ranked)]
 
     async def _one(self, link: Link, text: str, seconds: float, snapshot: Snapshot, found: ArmTimes) -> None:
         expected = {name: sum(gains) / len(gains) for name, gains in self._gains.items()}
@@ -171,6 +177,17 @@ def _default(results: ArmResults, arm: ArmRuns) -> float:
     """The default's median in the runs that took turns with the arm."""
     runs = sorted(one.ms for one in arm.baseline)
     return runs[len(runs) // 2] if runs else results.default.ms
+
+
+def _relations(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tables that a plan reads, one for each time."""
+    found, waiting = [], [plan]
+    while waiting:
+        step = waiting.pop()
+        if "Relation Name" in step:
+            found.append(str(step["Relation Name"]))
+        waiting += step.get("Plans", ())
+    return tuple(sorted(found))
 
 
 def _limit(results: ArmResults, arm: ArmRuns) -> float:

@@ -42,6 +42,7 @@ from training.dataset import Block, Labelled
 from training.errors import TrainingError
 from training.export import tree_model
 from training.gbdt import Trained
+from training.gbdt_known import Known
 from training.gbdt_scores import PERCENTILES, Split
 from training.training_set import explain_os
 
@@ -93,9 +94,7 @@ def of_trees(trained: Trained, labelled: Labelled) -> Built:
         "generated_sub_plans": int((labelled.data.weight < 1).sum()),
         "lower_bounds": int(labelled.data.lower.sum()),
     }
-    if trained.known is not None:
-        notes |= {"known_scale": trained.known.scale}
-        notes |= {"used_of_new_values": round(trained.known.used, 4), "used_before": round(trained.known.before, 4)}
+    notes |= known_notes(trained.known)
     if trained.least_support is not None:
         notes["least_support"] = trained.least_support
     return Built(
@@ -117,15 +116,36 @@ def of_trees(trained: Trained, labelled: Labelled) -> Built:
 
 def _known(trained: Trained, labelled: Labelled) -> KnownTemplates | None:
     """The limits of the templates that were trained on."""
-    if trained.known is None:
+    return known_templates(trained.known, trained.scale, trained_on(labelled))
+
+
+def known_templates(known: Known | None, scale: float, templates: Sequence[str]) -> KnownTemplates | None:
+    """As the manifest has them, for a graph whose predictions are scaled by ``scale``."""
+    if known is None:
         return None
-    templates = {labelled.blocks[block].template for block in np.unique(labelled.data.block[labelled.data.judged])}
     return KnownTemplates(
-        outside_ranges=trained.known.outside_ranges,
-        log_std=trained.known.log_std,
-        factor=trained.known.scale / trained.scale,
-        templates=tuple(sorted(digest(template) for template in templates)),
+        outside_ranges=known.outside_ranges,
+        log_std=known.log_std,
+        factor=known.scale / scale,
+        templates=tuple(templates),
     )
+
+
+def trained_on(labelled: Labelled) -> tuple[str, ...]:
+    """The digests of the join templates with a judged label."""
+    templates = {labelled.blocks[block].template for block in np.unique(labelled.data.block[labelled.data.judged])}
+    return tuple(sorted(digest(template) for template in templates))
+
+
+def known_notes(known: Known | None) -> dict[str, bool | int | float | str]:
+    """How far the model is believed on templates that it knows."""
+    if known is None:
+        return {}
+    return {
+        "known_scale": known.scale,
+        "used_of_new_values": round(known.used, 4),
+        "used_before": round(known.before, 4),
+    }
 
 
 def some_rows(values: Array) -> Array:

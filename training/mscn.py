@@ -19,21 +19,22 @@ of its own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from model_runtime.manifest import Abstention, Featurizer, SetFeatures, Vocabulary
+from model_runtime.manifest import NEVER, Abstention, Featurizer, SetFeatures, Vocabulary
 from planner.features import sets
 from training.dataset import Labelled
 from training.errors import TrainingError
 from training.gbdt import LEAST_JUDGED, LEAST_ROWS, SCALES, WITHIN, Stopped
+from training.gbdt_known import HeldOut, Known, find_known, with_others
 from training.gbdt_scores import Split, folds_of, q_errors
 from training.judging import deviation_limit, no_worse
-from training.model_file import LEAST_DEVIATION, SELF_TEST_ROWS, Built
+from training.model_file import LEAST_DEVIATION, SELF_TEST_ROWS, Built, known_notes, known_templates, trained_on
 from training.mscn_data import SetDataset, assemble, normal
 from training.mscn_graph import FAR, Network, SetLayers, graph
 
@@ -78,7 +79,8 @@ class Trained:
     """``network`` are the members; a prediction is their mean times ``scale``, within ``clip``, and is not to be used
     with a ``log_std`` above the one here, if there is one. ``splits`` has ``templates`` and ``random``, both of rows
     that the predicting network has not seen; ``unseen`` [judged] are the former's predictions, scaled, and ``within``
-    the share of them that is no further off than its ``log_std``. ``rounds`` are the epochs."""
+    the share of them that is no further off than its ``log_std``. ``rounds`` are the epochs. ``known`` are the limits
+    of templates that were trained on, ``general``: templates that were not are corrected too."""
 
     network: Network
     scale: float
@@ -88,6 +90,8 @@ class Trained:
     rounds: int
     unseen: Array
     within: float
+    known: Known | None = None
+    general: bool = True
 
 
 def train(
@@ -99,7 +103,8 @@ def train(
 ) -> Built:
     """A model of everything that is labelled. Raises as `fit` does."""
     data = assemble(labelled)
-    return built(fit(data, seed=seed, stop=stop, progress=progress), data)
+    trained = fit(data, seed=seed, stop=stop, progress=progress)
+    return built(trained, data, trained_on(labelled))
 
 
 def fit(
@@ -124,35 +129,44 @@ def fit(
         groups = np.arange(len(data))
     queries = data.query if len(np.unique(data.query[judged])) > 1 else groups
     by_template = _kept_out(folds_of(groups, judged, settings.folds, seed))
-    by_query = _kept_out(folds_of(queries, judged, settings.folds, seed + 1))
+    query_fold = folds_of(queries, judged, settings.folds, seed + 1)
+    by_query = _kept_out(query_fold)
     out = np.vstack([by_template, by_query, np.zeros((settings.members, len(data)), bool)])
-    known = _known(data, ~out)
+    worded = _known(data, ~out)
     with _ONE_AT_A_TIME:
-        fitted = _fit(data, ~out, judged & known, settings, seed, stop or threading.Event(), progress)
+        fitted = _fit(data, ~out, judged & worded, settings, seed, stop or threading.Event(), progress)
     ratios, spreads = fitted.answers  # [networks, n] each
-    ratios = ratios * known
+    ratios = ratios * worded
     count = len(by_template)
+    of_queries = slice(count, count + len(by_query))
     unseen, spread = (_of_others(one[:count], by_template)[judged] for one in (ratios, spreads))
-    random = _of_others(ratios[count : count + len(by_query)], by_query)[judged]
+    random, doubt, readable = (_of_others(one[of_queries], by_query)[judged] for one in (ratios, spreads, worded))
     target = data.target[judged]
     native = np.abs(target)
     scale = next((scale for scale in SCALES if no_worse(native, np.abs(target - scale * unseen))), 0.0)
     error = np.abs(target - scale * unseen)
     stretch = float(np.percentile(error / np.maximum(spread, LEAST_DEVIATION), 100 * WITHIN))
     spread = np.maximum(spread * stretch, LEAST_DEVIATION)
+    limit = deviation_limit(spread, native, error) if scale else NEVER
+    held_out = HeldOut(target, random, np.zeros(len(target), np.int64), np.maximum(doubt * stretch, LEAST_DEVIATION))
+    again = with_others(data.template, data.judged, query_fold)[judged] & readable & (queries is data.query)
+    known = find_known(held_out.of(again), scale, 0, limit, SCALES)
+    served = np.where(again, known.scale if known is not None else scale, scale) * random
     low, high = float(data.target[~data.lower].min()), float(data.target.max())
     return Trained(
         network=_exported(fitted.network, settings.members, stretch),
-        scale=scale,
+        scale=scale or (known.scale if known is not None else 0.0),
+        general=scale > 0,
         clip=(min(low, 0.0) - 0.5, max(high, 0.0) + 0.5),
-        log_std=deviation_limit(spread, native, error),
+        log_std=limit,
         splits={
             "templates": _split(data, judged, scale * unseen),
-            "random": _split(data, judged, scale * random),
+            "random": _split(data, judged, served),
         },
         rounds=fitted.epochs,
         unseen=scale * unseen,
         within=float((error <= spread).mean()),
+        known=known,
     )
 
 
@@ -390,22 +404,26 @@ def _exported(network: Network, members: int, stretch: float) -> Network:
 # ---------------------------------------------------------------------- the model
 
 
-def built(trained: Trained, data: SetDataset) -> Built:
-    """The network as a model."""
+def built(trained: Trained, data: SetDataset, templates: Sequence[str] = ()) -> Built:
+    """The network as a model; ``templates`` are the digests of those that were trained on."""
     return model_of(
         trained.network,
         data,
         scale=trained.scale,
         clip=trained.clip,
-        log_std=trained.log_std,
+        abstention=Abstention(
+            log_std=trained.log_std,
+            known=known_templates(trained.known, trained.scale, templates) if templates else None,
+        ),
         splits=trained.splits,
         notes={
             "algorithm": "mscn",
             "epochs": trained.rounds,
             "members": trained.network.members,
             "parameters": trained.network.parameters,
-            "scale": trained.scale,
+            "scale": trained.scale if trained.general else 0.0,
             "within_log_std": round(trained.within, 4),
+            **known_notes(trained.known),
         },
     )
 
@@ -416,7 +434,7 @@ def model_of(
     *,
     scale: float,
     clip: tuple[float, float],
-    log_std: float | None = None,
+    abstention: Abstention | None = None,
     splits: Mapping[str, Split] | None = None,
     notes: Mapping[str, bool | int | float | str] | None = None,
 ) -> Built:
@@ -427,7 +445,7 @@ def model_of(
         kind="cardinality",
         featurizer=Featurizer(name=sets.Sets.name, version=sets.VERSION, options={"bitmap": data.bitmap}),
         clip=clip,
-        abstention=Abstention(log_std=log_std),
+        abstention=abstention or Abstention(),
         self_test=data.inputs(np.linspace(0, len(data) - 1, min(SELF_TEST_ROWS, len(data))).astype(int)),
         splits=splits or {},
         sets=SetFeatures(**data.names),

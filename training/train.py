@@ -310,6 +310,6 @@ def _warnings(filled: Filled, built: Built) -> list[str]:
         found.append("no correction held on joins that were not trained on: the model leaves all estimates as they are")
     elif built.kind == "cardinality" and built.notes.get("scale") == 0:
         found.append("no correction held on join templates not trained on: the model corrects only those that were")
-    elif built.native_only:
-        found.append("no other settings were confidently faster: the model leaves all statements as they are")
+    elif built.kind == "hints" and not (built.notes.get("steered") or built.notes.get("known_steered")):
+        found.append("no other settings were confidently faster: the model leaves most statements as they are")
     return found

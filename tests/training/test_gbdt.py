@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from planner.features import flat
 from training.dataset import Dataset
 from training.errors import TrainingError
-from training.gbdt import Settings, Stopped, Trained, folds, q_errors, train
+from training.gbdt import Settings, Stopped, Trained, _Crossed, _rounds, folds, q_errors, train
+from training.judging import no_worse
 
 QUICK = Settings(folds=4, members=2, rounds=60, features=1.0)
 
@@ -229,3 +230,23 @@ def test_folds_keep_groups_together(groups: list[int], count: int, seed: int) ->
     for group, number in zip(groups, fold.tolist(), strict=True):
         assert place.setdefault(group, number) == number
     assert set(fold.tolist()) == set(range(min(count, len(place))))
+
+
+def test_a_slightly_worse_median_is_no_worse() -> None:
+    native = np.array([0.0] * 8 + [2.0, 2.0])
+    assert no_worse(native, np.where(native > 0, 0.5, 0.04))
+    assert not no_worse(native, np.where(native > 0, 0.5, 0.06))
+    assert not no_worse(native, np.where(native > 0, 2.1, 0.0))
+
+
+def test_new_values_count_when_trees_are_counted() -> None:
+    """Few trees are best for templates not seen; more are when new values of the others gain more than these lose."""
+
+    def gain(*values: float) -> _Crossed:
+        return _Crossed(np.zeros(0), {}, np.array(values))
+
+    templates = gain(0.1, 0.05, -0.5)
+    assert _rounds(templates, None) == 1
+    assert _rounds(templates, gain(0.1, 0.3, 0.4)) == 3
+    assert _rounds(templates, gain(-0.1, -0.3, -0.4)) == 1
+    assert _rounds(gain(-0.3, -0.1), gain(-1.0, -1.0)) == 2

@@ -37,6 +37,7 @@ from training.hints import (
     graph,
     train,
 )
+from training.hints_choices import Unseen, find_known
 from training.queries import Query, Workload
 
 SLOW_PLAN: dict[str, Any] = {
@@ -135,6 +136,52 @@ def test_a_template_not_seen_gets_no_arm(trained: Trained, data: HintsDataset) -
     assert trained.choices.best < 0.8 * trained.choices.before
     assert trained.choices.steered == 0
     assert (trained.predict(data.features)[1][:, 1] > 0.5).all()
+
+
+def test_new_values_of_a_known_template_get_their_arm(trained: Trained, data: HintsDataset) -> None:
+    """Both templates were trained on: statements kept out are surely steered where it helps, and nowhere else."""
+    assert trained.known is not None
+    choices = trained.known.choices
+    assert (choices.steered, choices.slower) == (30, 0)
+    assert choices.after == pytest.approx(choices.best, rel=0.01)
+    known = built(trained, data).abstention.known
+    assert known is not None
+    assert known.spread == trained.known.stretch / trained.stretch < 1
+    assert known.templates == trained.templates == tuple(sorted(data.templates))
+
+
+async def test_known_templates_are_served(trained: Trained, data: HintsDataset, shop_dsn: str, tmp_path: Path) -> None:
+    save(tmp_path / "arms.onnx", built(trained, data), "arms")
+    async with await Planner.connect(shop_dsn, models=tmp_path) as planner:
+        assert (await planner.advise(BIG.format(33))).arm == "no_nestloop"
+        assert (await planner.advise(SMALL.format(33))).reason in ("no_change", "uncertain")
+        other = "SELECT count(*) FROM orders o, items i WHERE o.id = i.order_id AND i.amount < 33"
+        assert not (await planner.advise(other)).steered
+
+
+def unseen(*wins: tuple[float, float]) -> Unseen:
+    """One arm of thirty statements of 100 ms: predicted and true ln ratios, the rest stay as they are."""
+    rows = [*wins, *[(0.0, 0.0)] * (30 - len(wins))]
+    return Unseen(
+        truth=np.array([[true] for _, true in rows]),
+        ratios=np.array([[predicted] for predicted, _ in rows]),
+        spreads=np.full((30, 1), 0.5),
+        default_ms=np.full(30, 100.0),
+    )
+
+
+def test_how_sure_is_sure_enough() -> None:
+    arm = [PORTFOLIO["no_nestloop"]]
+    good = find_known(unseen(*[(-0.7, -1.0)] * 12), 1.0, 3, arm)
+    assert good is not None
+    assert (good.choices.steered, good.choices.slower, good.outside_ranges) == (12, 0, 3)
+    # The less sure half would make statements slower: the search ends before it.
+    mixed = find_known(unseen(*[(-0.7, -1.0)] * 12, *[(-0.3, 0.5)] * 6), 1.0, 0, arm)
+    assert mixed is not None
+    assert (mixed.choices.steered, mixed.choices.slower) == (12, 0)
+    assert mixed.stretch > good.stretch
+    assert find_known(unseen(*[(-0.7, 0.5)] * 12), 1.0, 0, arm) is None
+    assert find_known(unseen(*[(-0.7, -1.0)] * 4), 1.0, 0, arm) is None
 
 
 def test_the_same_seed_gives_the_same_file(trained: Trained, data: HintsDataset) -> None:

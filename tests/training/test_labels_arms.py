@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from planner.explore.runner import try_arms
-from planner.explore.server import Link, OutOfStepError
+from planner.explore.server import Link, OutOfStepError, connect
 from planner.snapshot import Snapshot
 from tests.training import shop
 from training import labels_arms
-from training.labels_arms import ArmBudget, ArmLabeller
+from training.labels_arms import ArmBudget, ArmLabeller, ArmTimes
 from training.training_set import TrainingSet
 
 
@@ -37,3 +37,22 @@ async def test_a_connection_out_of_step_costs_one_statement(
         assert times.reasons["the connection is out of step with the server"] == 1
         assert len({arm.statement for arm in kept.arms}) == times.measured == 2
     assert connections[1] is not connections[0]
+
+
+async def test_every_set_of_tables_has_its_turn(shop_dsn: str, tmp_path: Path) -> None:
+    """The dearest first, but one of each set of tables before the second of any."""
+    dear = "SELECT count(*) FROM orders o, items i WHERE o.id = i.order_id AND i.amount > 0"
+    dear_too = "SELECT count(*) FROM items i, orders o WHERE o.id = i.order_id"
+    cheap = "SELECT count(*) FROM regions"
+    with TrainingSet(tmp_path / "set") as kept:
+        labeller, found = ArmLabeller(shop_dsn, kept, ArmBudget(1.0)), ArmTimes()
+        connection = await connect(shop_dsn)
+        try:
+            ordered = await labeller._ordered(connection, [cheap, dear, "SELECT FROM", dear_too], found)
+        finally:
+            await connection.close()
+    texts = [text for _, text in ordered]
+    assert texts[1] == cheap
+    assert {texts[0], texts[2]} == {dear, dear_too}
+    assert ordered[0][0] >= ordered[2][0] > ordered[1][0]
+    assert found.reasons == {"it cannot be planned": 1}

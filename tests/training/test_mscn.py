@@ -176,6 +176,17 @@ def test_the_file_answers_what_was_trained(trained: Trained, data: SetDataset) -
     assert all(len(array) == 16 for array in found.self_test.values())
 
 
+def test_known_templates_have_limits_of_their_own(trained: Trained, data: SetDataset) -> None:
+    assert trained.known is not None
+    assert trained.known.scale >= trained.scale
+    limits = built(trained, data, ["a", "b"]).abstention
+    assert limits.known is not None
+    assert limits.known.templates == ("a", "b")
+    assert limits.known.factor == trained.known.scale / trained.scale
+    assert limits.log_std == trained.log_std
+    assert built(trained, data).abstention.known is None
+
+
 def test_words_that_a_member_has_not_seen_stay_native(data: SetDataset) -> None:
     """One template alone has a table of its own: without it, nothing is known of that table."""
     pytest.importorskip("torch")

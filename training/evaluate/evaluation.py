@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -28,7 +29,7 @@ from training.errors import TrainingError
 from training.evaluate import contenders
 from training.evaluate.cases import Seen, read_cases, with_training
 from training.evaluate.contenders import Contender, decide
-from training.evaluate.cross import Crossed, cross_validate
+from training.evaluate.cross import HINTS, Crossed, cross_validate, measure_arms
 from training.evaluate.measuring import GONE, Measurer
 from training.evaluate.options import Options, Prepared
 from training.evaluate.results import PROXY, PROXY_OFF, Results, Split, now, sha256
@@ -195,16 +196,23 @@ class Evaluation:
         self.results.seconds["counting"] = truth.seconds
 
     async def _crossed(self, prepared: Prepared) -> None:
-        for split in self.options.splits:
+        options = self.options
+        if options.splits and HINTS in options.algorithms:
+            arms = await measure_arms(
+                self._dsn, prepared.cases, self._kept, budget=options.arms_budget, tell=self._tell
+            )
+            self.results.seconds["arms"] = arms.seconds
+        for split, algorithm in itertools.product(options.splits, options.algorithms):
 
-            def show(done: int, total: int, split: str = split) -> None:
-                self._tell(Step(f"training for the split {split}", done, total))
+            def show(done: int, total: int, what: str = f"{split}, {algorithm}") -> None:
+                self._tell(Step(f"training for the split {what}", done, total))
 
             crossed = await cross_validate(
                 self._dsn,
                 prepared.cases,
                 split,
                 self._kept,
+                algorithm=algorithm,
                 folds=self.options.folds,
                 seed=self.options.seed,
                 count_seconds=self.options.count_seconds,
@@ -216,11 +224,14 @@ class Evaluation:
     def _add_split(self, prepared: Prepared, crossed: Crossed) -> None:
         self.results.warnings += crossed.warnings
         if not crossed.models:
-            self.results.warnings.append(f"split {crossed.split} is left out: {crossed.why}")
+            what = f"{crossed.split}, {crossed.algorithm}"
+            self.results.warnings.append(f"split {what} is left out: {crossed.why}")
             return
-        kind = f"trained: {crossed.split}"
+        kind = f"{crossed.algorithm} trained: {crossed.split}"
         self.results.models.append(kind)
-        self.results.training[crossed.split] = {
+        self.results.training[kind] = {
+            "split": crossed.split,
+            "algorithm": crossed.algorithm,
             "folds": crossed.folds,
             "seconds": crossed.train_seconds,
             "judged": len(crossed.models),
@@ -238,9 +249,9 @@ class Evaluation:
                         case.sql, models[case.name], prepared.snapshot, prepared.search_path, self.options.min_ms
                     )
         for one in prepared.truth.sub_plans:
-            for kind in prepared.steering:
+            for kind, steering in prepared.steering.items():
                 decision = prepared.decisions.get((kind, one.case))
-                if decision is None or decision.predicted is None:
+                if decision is None or decision.predicted is None or steering[one.case].cardinality is None:
                     continue
                 rows = decision.predicted.get((one.block, one.mask))
                 one.predicted[kind] = one.native if rows is None else rows

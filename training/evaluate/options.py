@@ -15,7 +15,9 @@ from training.evaluate.truth import Truth
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to do, and what it may cost; times in seconds. ``truth_budget`` 0: true cardinalities are not counted, which
-    leaves out q-errors too. ``splits`` are cross-validated. Of regressions ``plans`` are explained. Counts that are
+    leaves out q-errors too. ``splits`` are cross-validated
+    with models of each of ``algorithms``; for those of settings the statements are run under the arms for
+    ``arms_budget`` first. Of regressions ``plans`` are explained. Counts that are
     older than ``max_age`` are made anew."""
 
     rounds: int = 3
@@ -25,6 +27,8 @@ class Options:
     count_seconds: float = 10.0
     arms: bool = True
     splits: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = ("gbdt",)
+    arms_budget: float = 300.0
     folds: int = 5
     seed: int = 0
     min_ms: float = 0.0

@@ -103,7 +103,7 @@ def splits(results: Results) -> list[dict[str, Any]]:
                 "summary": results.summary(split.kind, split.cases),
                 "sub_plans": count,
                 "errors": errors,
-                "training": results.training.get(split.name) if results.folded(split.kind) else None,
+                "training": results.training.get(split.kind),
             }
         )
     return rows

@@ -187,7 +187,7 @@ class Results:
 
     def folded(self, kind: str) -> bool:
         """Whether the kind is made of several models, each judged by what it was not trained on."""
-        return any(split.kind == kind and split.name in self.training for split in self.splits)
+        return kind in self.training
 
     def reasons(self, kind: str) -> Counter[str]:
         """What became of the statements under a model."""

@@ -117,15 +117,33 @@ async def test_splits_are_trained_and_judged_apart(dsn: str, tmp_path: Path, mon
     options = Options(rounds=1, limit=5, truth_budget=20, arms=False, splits=("template",), folds=2)
     texts = shop.queries(40, seed=3)
     results = await Evaluation(dsn, workload(*texts), kept=tmp_path / "counts", options=options).run()
-    assert results.training["template"]["folds"] == 2
-    assert results.models == ["trained: template"]
+    assert results.training["gbdt trained: template"]["folds"] == 2
+    assert results.models == ["gbdt trained: template"]
     (split,) = results.splits
     assert len(split.cases) == len(set(split.cases)) > 30
     count, _ = results.q_errors(split.kind, split.cases)
     assert count > 50
     # Each model steers a part only: there is no comparison over the whole workload.
-    assert results.main() == ("trained: template", split.cases)
-    assert "trained: template" not in results.kinds()
+    assert results.main() == ("gbdt trained: template", split.cases)
+    assert "gbdt trained: template" not in results.kinds()
+
+
+@pytest.mark.long
+async def test_models_of_settings_are_cross_validated_too(dsn: str, tmp_path: Path) -> None:
+    options = Options(
+        rounds=1, limit=5, truth_budget=20, arms=False, splits=("template",), algorithms=("hints",), folds=2,
+        arms_budget=60,
+    )  # fmt: skip
+    texts = shop.queries(40, seed=3)
+    results = await Evaluation(dsn, workload(*texts), kept=tmp_path / "counts", options=options).run()
+    assert results.models == ["hints trained: template"]
+    assert results.training["hints trained: template"]["algorithm"] == "hints"
+    assert results.seconds["arms"] > 0
+    (split,) = results.splits
+    assert sum(results.reasons(split.kind).values()) == len(split.cases) > 30
+    # It says nothing of rows.
+    assert results.sub_plans
+    assert results.q_errors(split.kind, split.cases) == (0, {})
 
 
 def stop_after(count: int, then: Callable[[], None]) -> Callable[[Step], None]:

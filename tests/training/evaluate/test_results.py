@@ -6,7 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from pilotwire.evaluate_view import show
 from training.evaluate.measure import Series
 from training.evaluate.results import (
     BEST_ARM,
@@ -95,7 +97,7 @@ def test_what_the_report_is_about(results: Results) -> None:
     results.queries[0].series[PROXY] = Series(times=[1.0])
     assert results.main() == (PROXY, None)
     del results.queries[0].series[PROXY]
-    folded = Results("shop", models=["trained: random"], training={"random": {}})
+    folded = Results("shop", models=["trained: random"], training={"trained: random": {}})
     folded.queries = results.queries
     folded.splits = [Split("random", "title", "trained: random", ["a"])]
     assert folded.main() == ("trained: random", ["a"])
@@ -154,3 +156,22 @@ def test_a_verdict_without_a_model() -> None:
     assert judge(found).word == "Nothing was run"
     found.queries = [query("a", default=1.0)]
     assert judge(found).word == "Nothing was steered"
+
+
+def test_tables_fit_a_narrow_terminal(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers stand whole, names give way."""
+    name = "a-model-with-quite-a-long-name-2026.1122.101"
+    results.models = [name]
+    for one in results.queries:
+        one.steered[name] = one.steered.pop("m-1")
+        if "m-1" in one.series:
+            one.series[name] = one.series.pop("m-1")
+        if "m-1" in one.shared:
+            one.shared[name] = one.shared.pop("m-1")
+    results.splits = [Split("template", "Templates left out: as a whole", name, ["a", "b", "c"])]
+    show(results, Console(width=80))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "against PostgreSQL as configured: 3 statements in 160 ms" in "".join(lines)
+    (model,) = (line.split() for line in lines if line.startswith("a-model"))
+    assert model[1:] == ["165", "ms", "0.97x", "0.91x", "0.89x", "1", "1", "2.30x"]
