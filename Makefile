@@ -8,15 +8,19 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 DIR ?= .pilotwire
 WORKERS ?= 2
 
-.PHONY: run test test-long test-compiled compiled bench bench-steer bench-guard conformance lint audit format install clean
+.PHONY: run test test-tools test-long test-compiled compiled bench bench-steer bench-guard conformance lint audit format install clean
 .DEFAULT_GOAL := run
 
 run: install
 	@$(BIN)/pilotwire demo --dir $(DIR) $(ARGS)
 
-test: install lint
-	@tests/support/install_tools.sh test
+# The programs that tests run are fetched while mypy has one of the cores.
+test: install
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint test-tools
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not long" $(ARGS)
+
+test-tools: install
+	@tests/support/install_tools.sh test
 
 test-long: install lint
 	@tests/support/install_tools.sh test conformance bench

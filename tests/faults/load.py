@@ -263,7 +263,7 @@ class Load:
             shares = {pid: {ports[port] for port in there if port in ports} for pid, there in found.items()}
             if all(len(numbers) >= least for numbers in shares.values()):
                 return shares
-            fullest = max(shares.values(), key=lambda numbers: len(numbers))
+            _, fullest = max(shares.items(), key=lambda share: len(share[1]))
             for number in list(fullest)[:least]:
                 self.clients[number].moving = True
             await self.all_answered(4)
