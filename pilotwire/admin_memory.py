@@ -94,8 +94,11 @@ class StoreMemory:
     async def close(self) -> None:
         store, self._store = self._store, None
         if store is not None:
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._threads, store.close), 2.0)
+            except TimeoutError:
+                # The process would not end before its threads do.
+                store.cut()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _ask(self, work: Callable[[Store], T]) -> T:

@@ -94,6 +94,8 @@ def show(key: KeyArgument, store: StoreOption = "", config: ConfigOption = None,
     _print_query(console, query, arms)
     for entry in ledger:
         change = f"{entry.before or '-'} -> {entry.after or '-'}"
+        if entry.kind == "execution":
+            change = f"took {entry.took_ms:.1f} ms"
         console.print(f"  {time_text(entry.at)}  {entry.arm or '':<22} {change:<24} {entry.actor}: {entry.why}")
     return 0
 

@@ -48,6 +48,8 @@ MAX_REFUSED: Final = 10_000
 LEFT_ALONE: Final = frozenset({"off", "observe"})
 """Modes in which nothing is decided."""
 STEERED: Final = "steered"
+CANNOT_BE_STOPPED: Final = frozenset({"not_repeatable", "no_budget_possible_here"})
+"""Why workers do not run a statement under what is on trial."""
 OF_THE_KIND: Final = frozenset({"not_a_query", "utility"})
 """Reasons of `planner.sql.read` that hold for every statement of a template; the others may be due to a comment or a
 literal, which a template does not see."""
@@ -173,6 +175,7 @@ class Engine:
                 failed=message.failed,
                 stopped_ms=message.stopped_ms,
                 shadow=message.reason == "shadow",
+                unstoppable=message.reason in CANNOT_BE_STOPPED,
             )
         )
         if saved:
@@ -299,7 +302,8 @@ class Engine:
                 snapshot,
                 Models(*self._models()),
                 _parameters(ask, statement),
-                prepared=ask.bind is not None,
+                # A plan for these values is another one only where there are any.
+                prepared=bool(found.facts.params),
                 # What is asked about here was measured to be slow, whatever it is estimated.
                 options=Options(observe=self._observe_model),
                 failed=lambda error: self._counters.add("planner_failures", type(error).__name__),

@@ -60,6 +60,7 @@ class Remembering:
         self._forget = forget
         self._failed = failed
         self._failing = ""
+        self._hanging = False
         self._writer: Writer | None = None
         if keeping.url:
             self._writer = Writer(
@@ -74,6 +75,7 @@ class Remembering:
 
     def turn(self) -> None:
         """Writes and tells what has changed since the last call."""
+        self._look_after_writer()
         if self._memory is None:
             return
         changes = self._memory.drain()
@@ -91,6 +93,17 @@ class Remembering:
             self._forget(None)
         elif changes.keys:
             self._forget(changes.keys)
+
+    def _look_after_writer(self) -> None:
+        """A store that hangs says nothing by itself; one that answers again may have nothing to write."""
+        if self._writer is None:
+            return
+        error = self._writer.hanging()
+        if error is not None and not self._hanging:
+            self._on_failure(error)
+        elif error is None and self._hanging and not self._writer.stats().failing:
+            self._failing = ""
+        self._hanging = error is not None
 
     def sampled(self, message: Observed, cost: float = 0.0) -> None:
         """One execution that a worker took as a sample."""

@@ -162,7 +162,8 @@ class Weighing:
             self._verify(self._verification(considered, choice.verify, snapshot))
         estimated = facts.typical_ms or considered.estimated_ms
         query = b"" if considered.explains else bytes.fromhex(facts.key)
-        scope = "once" if choice.once else "values"
+        # An EXPLAIN names no query, so that it could not be told later that its answer does not hold any more.
+        scope = "once" if choice.once or considered.explains else "values"
         if not choice.arm:
             return Answer(ask.number, reason=choice.reason, scope=scope, estimated_ms=estimated, query=query)
         rendered = self._rendered(to_advice(choice.advice), considered, snapshot)

@@ -59,7 +59,9 @@ class Throttle:
         until = time.monotonic() + self._patience
         while (active := await active_backends(await self._link.get())) > self._most_active:
             if time.monotonic() >= until:
-                raise StoppedError(f"the server is busy: {active} statements are running")
+                raise StoppedError(
+                    f"the server is busy: others are running {active} statement{'s' if active > 1 else ''}"
+                )
             self.waited += LOOK_SECONDS
             await asyncio.sleep(LOOK_SECONDS)
         self._looked = time.monotonic()

@@ -84,7 +84,8 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """One execution under an answer that named ``key``; the fields are those of `planner.messages.Observed`.
-    ``shadow``: it was left alone since only decisions are wanted."""
+    ``shadow``: it was left alone since only decisions are wanted. ``unstoppable``: it was left alone since what is on
+    trial may only run where it can be stopped."""
 
     key: str
     took_ms: float
@@ -94,6 +95,7 @@ class Seen:
     failed: bool = False
     stopped_ms: float = 0.0
     shadow: bool = False
+    unstoppable: bool = False
 
 
 @dataclass(slots=True)
@@ -191,7 +193,7 @@ class ArmEntry:
     @property
     def touched(self) -> bool:
         """Whether there is anything to be remembered of it."""
-        return self.record.runs > 0 or self.record.state is not State.CANDIDATE
+        return self.record.runs > 0 or self.record.state is not State.CANDIDATE or bool(self.record.why)
 
     def restart(self, conditions: Conditions, now: float) -> None:
         """Evidence from now on only."""

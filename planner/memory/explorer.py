@@ -64,6 +64,8 @@ MOST_STATEMENTS: Final = 10_000
 SHARES: Final = 8
 """No statement gets more than this part of the budget that is left, while there are others: a single one that never
 ends would be all that is explored."""
+LEAST_SHARE: Final = 1.0
+"""Seconds that a statement gets all the same: a small budget in even smaller parts would show nothing of any."""
 LEAST_SECONDS: Final = 0.001
 """What is left of a budget and is too little for any run."""
 SHARE_SPENT: Final = "share_spent"
@@ -135,8 +137,9 @@ class Explored:
 
     @property
     def saved_ms(self) -> float:
-        """What one execution saves from now on."""
-        return max(self.approved.saved_ms, 0.0) if self.approved is not None else 0.0
+        """What one execution saves from now on: by runs in turns, which on a busy machine may have taken longer than
+        the others, but never more than an execution takes."""
+        return min(max(self.approved.saved_ms, 0.0), self.plain_ms) if self.approved is not None else 0.0
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -438,7 +441,8 @@ class Explorer:
     @property
     def _share(self) -> float:
         """The seconds that the present statement may spend."""
-        return self._budget.left / max(min(SHARES, self.report.wanted - len(self.report.explored)), 1)
+        share = self._budget.left / max(min(SHARES, self.report.wanted - len(self.report.explored)), 1)
+        return max(share, min(self._budget.left, LEAST_SHARE))
 
     def _save(
         self, query: QueryRecord, results: ArmResults, now: Conditions, labels: Mapping[str, str]

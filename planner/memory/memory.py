@@ -41,6 +41,10 @@ PACE_SECONDS: Final = 2.0
 UNTRIED: Final = frozenset({State.CANDIDATE, State.EXPIRED})
 LEDGER_SAMPLE: Final = 100
 """Of steered executions, so many-th has a line in the ledger."""
+UNSTOPPABLE: Final = (
+    "not tried here: a run that cannot be stopped and repeated gets only what was approved by exploring or a person"
+)
+"""Why nothing comes of a candidate, for people who look."""
 LOST_SIBLINGS: Final = 3
 """An arm that lost on so many queries of a template and won on none is not tried on its other queries."""
 
@@ -310,6 +314,8 @@ class Memory(Index):
             arm = entry.arms.get(seen.arm)
             if seen.shadow and (meant := entry.replayed() or self._meant(entry)) is not None:
                 self._sample(entry, meant, seen.took_ms, now, "shadow: left alone, would have run under it")
+            if seen.unstoppable and (meant := self._meant(entry)) is not None and not meant.record.why:
+                meant.record.why = UNSTOPPABLE
             if arm is None:
                 if typical < self._policy.min_ms <= entry.typical_ms:
                     self._changes.keys.add(seen.key)  # it has become worth steering

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -144,8 +145,9 @@ def remember(store: Path, database: str) -> str:
 
 def explorer_of(supervisor: int) -> int:
     for child in psutil.Process(supervisor).children():
-        if "pilotwire.explorer_process" in child.cmdline():
-            return child.pid
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if "pilotwire.explorer_process" in child.cmdline():
+                return child.pid
     return 0
 
 

@@ -16,7 +16,7 @@ from planner.counters import Counters
 from planner.engine import Engine
 from planner.memory.arms import CUSTOM_PLAN, PORTFOLIO
 from planner.memory.memory import Memory
-from planner.memory.records import MODEL_ARM, State
+from planner.memory.records import MODEL_ARM, ArmRecord, State
 from planner.messages import Answer, Ask, Observed
 from planner.policy import ModeError, fingerprint, modes
 from planner.remembering import policy
@@ -115,6 +115,23 @@ def test_prepared_statements_try_a_custom_plan_and_values_have_keys_of_their_own
     other = server.answer(asks[1])
     assert other.query != answer.query
     assert not other.approved
+    # Without values there is no plan of their own.
+    without = server.run(ask(QUERY, bind=struct.pack("!HHH", 0, 0, 0)), {})
+    assert (without.arm, without.reason) == ("", "nothing_left_to_try")
+
+
+def test_why_nothing_comes_of_a_statement_that_cannot_be_stopped() -> None:
+    server = Server(None)
+    asked = ask(QUERY)
+    for _ in range(12):
+        answer = server.answer(asked)
+        told = Observed(asked.database, asked.template, 100.0, False, query=answer.query, reason="not_repeatable")
+        server.engine.observed(told)
+    (entry,) = server.memory.entries()
+    first = entry.arms[entry.order[0]].record
+    assert (first.state, first.runs) == (State.CANDIDATE, 0)
+    assert "cannot be stopped" in first.why
+    assert first.arm in {record.arm for record in server.memory.drain().records if isinstance(record, ArmRecord)}
 
 
 def test_explain_shows_what_is_in_use_and_teaches_nothing(store: ModelStore) -> None:
@@ -127,6 +144,8 @@ def test_explain_shows_what_is_in_use_and_teaches_nothing(store: ModelStore) -> 
     for text in ("EXPLAIN (COSTS OFF, VERBOSE) ", "explain analyze ", "EXPLAIN "):
         shown = server.answer(ask(text + QUERY, template=b"e"))
         assert (shown.prefix, shown.query, shown.share) == (in_use.prefix, b"", 1.0)
+        # Nobody could tell a worker later that this does not hold any more.
+        assert shown.scope == "once"
     assert len(server.memory) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,6 +138,22 @@ def test_a_store_that_is_gone_costs_nothing_and_is_told_once(tmp_path: Path) -> 
     assert time.perf_counter() - begun < 5
     assert len(instance.failures) == 1
     assert any(name.startswith("memory_store_failures") for name in instance.counters.snapshot())
+
+
+def test_a_store_that_hangs_is_told_of_while_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.memory.store.writer.SLOW_SECONDS", 0.2)
+    open_store(f"sqlite:///{tmp_path}/store.db").close()
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    one = Instance(f"sqlite:///{tmp_path}/store.db")
+    one.win()
+    one.until(lambda: bool(one.failures))
+    assert one.failures[0].endswith("does not answer")
+    assert one.counters.snapshot()["memory_store_failures{slow}"] == 1
+    other.close()
+    one.until(lambda: not one.remembering.failing)
+    one.until(lambda: ask(one.memory, ARM).approved)
+    one.remembering.close()
 
 
 def test_without_a_store_memory_lasts_as_long_as_the_process() -> None:

@@ -2,31 +2,39 @@
 
 SQLite: one file in WAL mode, so that readers never wait for a writer; ``synchronous=FULL``, so that what was committed
 is there after a power cut too; every transaction that writes says BEGIN IMMEDIATE and waits for others at most the busy
-timeout. PostgreSQL: timeouts are set inside each transaction, so that the store also works through a pooler.
+timeout. PostgreSQL: timeouts are set inside each transaction, so that the store also works through a pooler; since a
+server that hangs does not keep them, its connection is given up some seconds later.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from planner.memory.store.errors import StoreError, explain
+from planner.memory.store.errors import NO_ANSWER, StoreError, explain
 from planner.memory.store.location import Location
 
 BUSY_MS: Final = 5_000
 """How long a transaction waits for others, in milliseconds."""
 STATEMENT_MS: Final = 20_000
+GRACE_MS: Final = 5_000
+"""What a server has to say that a statement took too long, before it is taken for one that hangs."""
 FAILURES: Final = (SQLAlchemyError, sqlite3.Error, psycopg.Error, OSError, OverflowError, UnicodeError)
 """What SQLAlchemy, the drivers and the operating system raise when a store fails or does not take a value."""
+SQLITE_RECYCLE_SECONDS: Final = 10
+"""How long a connection to a file is kept."""
 _WRITES: Final = "pilotwire_writes"
 _AUTO_VACUUM_INCREMENTAL: Final = 2
 
@@ -39,6 +47,7 @@ class Connector:
         self._busy_ms = busy_ms
         self._statement_ms = statement_ms
         self._file: tuple[int, int] | None = None
+        self._sessions: WeakSet[_Session] = WeakSet()
         self.engine: Engine = self._sqlite(location.path) if location.path is not None else self._postgres()
 
     @property
@@ -62,20 +71,31 @@ class Connector:
     def close(self) -> None:
         self.engine.dispose()
 
+    def cut(self) -> None:
+        """Ends all connections to a PostgreSQL server from any thread, without a word to it: whoever waits for an
+        answer gets an error at once."""
+        for session in [*self._sessions]:
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(session.pgconn.socket)) as own:
+                own.shutdown(socket.SHUT_RDWR)
+
     @contextmanager
     def _transaction(
         self, *, writes: bool, statement_ms: int | None = None, snapshot: bool = False
     ) -> Iterator[Connection]:
+        limit = self._statement_ms if statement_ms is None else statement_ms
         try:
             self._notice_another_file()
             with self.engine.connect() as connection:
                 connection.execution_options(**{_WRITES: writes})
+                session = connection.connection.dbapi_connection
+                if isinstance(session, _Session):
+                    session.patience_ms = None if snapshot or not limit else limit + GRACE_MS
                 if snapshot and not self.sqlite:
                     # SQLite's transactions are such always.
                     connection.execution_options(isolation_level="REPEATABLE READ")
                 with connection.begin():
                     if not self.sqlite and not snapshot:
-                        self._limit(connection, self._statement_ms if statement_ms is None else statement_ms)
+                        self._limit(connection, limit)
                     yield connection
         except FAILURES as error:
             raise explain(error, self.location) from error
@@ -100,6 +120,8 @@ class Connector:
             pool_size=2,
             max_overflow=4,
             pool_timeout=self._busy_ms / 1000,
+            # A connection reads from its cache: only a new one notices that the file was damaged under it.
+            pool_recycle=SQLITE_RECYCLE_SECONDS,
         )
         event.listen(engine, "begin", _begin)
         return engine
@@ -156,7 +178,7 @@ class Connector:
     # -------------------------------------------------------------- PostgreSQL
 
     def _postgres(self) -> Engine:
-        return create_engine(
+        engine = create_engine(
             "postgresql+psycopg://",
             creator=self._login,
             pool_size=2,
@@ -165,6 +187,8 @@ class Connector:
             pool_pre_ping=True,
             pool_recycle=1800,
         )
+        event.listen(engine, "checkin", _be_patient_no_more)
+        return engine
 
     def _login(self) -> psycopg.Connection[Any]:
         given = psycopg.conninfo.conninfo_to_dict(self.location.url)
@@ -177,7 +201,39 @@ class Connector:
         }
         missing = {name: value for name, value in defaults.items() if name not in given}
         # Named statements would not survive a pooler in transaction mode.
-        return psycopg.connect(self.location.url, prepare_threshold=None, **missing)
+        session = _Session.connect(self.location.url, prepare_threshold=None, **missing)
+        self._sessions.add(session)
+        return session
+
+
+class _Session(psycopg.Connection[Any]):
+    """Gives a server up that has not answered a statement for ``patience_ms``, while that is set."""
+
+    patience_ms: int | None = STATEMENT_MS + GRACE_MS
+
+    def wait(self, gen: Any, *given: Any, **named: Any) -> Any:
+        patience = self.patience_ms
+        return super().wait(gen if patience is None else self._bounded(gen, patience), *given, **named)
+
+    def _bounded(self, gen: Any, patience_ms: int) -> Generator[Any, Any, Any]:
+        """``gen`` says what it waits for, and is told what has come: several times a second, nothing."""
+        until = time.monotonic() + patience_ms / 1000
+        try:
+            awaited = next(gen)
+            while True:
+                come = yield awaited
+                if not come and time.monotonic() > until:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(NO_ANSWER)
+                awaited = gen.send(come)
+        except StopIteration as end:
+            return end.value
+
+
+def _be_patient_no_more(session: object, _record: object) -> None:
+    # Whoever gets it next asks first whether it is still there.
+    if isinstance(session, _Session):
+        session.patience_ms = STATEMENT_MS + GRACE_MS
 
 
 def _begin(connection: Connection) -> None:

@@ -52,6 +52,8 @@ _CLASSES: Final = {
     "22": ("rejected", "{where} does not take a value"),
     "23": ("rejected", "{where} does not take a value"),
 }
+NO_ANSWER: Final = "no answer in time"
+"""What a connection says that was given up."""
 
 
 class StoreError(Exception):
@@ -108,6 +110,8 @@ def _by_code(cause: BaseException) -> tuple[str, str] | None:
 
 
 def _unreached(message: str) -> tuple[str, str]:
+    if message == NO_ANSWER:
+        return ("slow", "{where} does not answer")
     # libpq gives no code for what happens before the login is through, only words.
     if "authentication failed" in message or "no password supplied" in message or "no pg_hba.conf" in message:
         return ("refused", "the server of {where} does not let the store's user in")

@@ -90,6 +90,10 @@ class Store:
     def close(self) -> None:
         self._connector.close()
 
+    def cut(self) -> None:
+        """From any thread: whoever waits for a PostgreSQL server that hangs gets an error at once."""
+        self._connector.cut()
+
     def __enter__(self) -> Store:
         return self
 

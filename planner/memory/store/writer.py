@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from planner.memory.records import ArmRecord, Execution, GuardRecord, HistoryPoint, LedgerEntry, QueryRecord
-from planner.memory.store import Changes, Retention, Saved, Store, StoreError, open_store
+from planner.memory.store import Changes, Retention, Saved, Store, StoreError, locate, open_store
 from planner.memory.store.pending import KINDS, Pending, halves
 from planner.memory.store.rows import Record
 
@@ -34,6 +34,8 @@ MAX_BYTES: Final = 32 << 20
 """Bytes of text of one kind that wait at most."""
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
+SLOW_SECONDS: Final = 8.0
+"""An attempt that takes longer is told of as a failure while it still goes on: a server that hangs may never answer."""
 WATCH_SECONDS: Final = 1.0
 EXPIRE_SECONDS: Final = 3_600.0
 _REVISIONS: Final = 50_000
@@ -55,7 +57,8 @@ Changed = Callable[[Changes], None]
 
 class WriterStats(NamedTuple):
     """Counters since the start, by kind of record (`pending.KINDS`) or of failure (`errors.KINDS`). ``failing``: the
-    last attempt failed, for the reason ``error`` in words ``sentence``. ``committed_at``: seconds since the epoch."""
+    last attempt failed or the present one hangs, for the reason ``error`` in words ``sentence``. ``committed_at``:
+    seconds since the epoch."""
 
     written: dict[str, int]
     dropped: dict[str, int]
@@ -110,6 +113,7 @@ class Writer:
         self._transactions = 0
         self._error: StoreError | None = None
         self._committed_at = self._last_ms = 0.0
+        self._since = 0.0  # when the attempt under way began
         # Only the thread uses what follows.
         self._store: Store | None = None
         self._revisions: OrderedDict[object, int] = OrderedDict()
@@ -156,9 +160,16 @@ class Writer:
             self._thread.join(max(0.1, end - time.monotonic()))
         return done
 
+    def hanging(self) -> StoreError | None:
+        """What to say of an attempt that has not come to its end for long; None where there is none. 0.2 us."""
+        since = self._since
+        if not since or time.monotonic() - since < SLOW_SECONDS:
+            return None
+        return StoreError("slow", f"the store {locate(self._url).shown} does not answer")
+
     def stats(self) -> WriterStats:
         with self._changed:
-            error = self._error
+            error = self.hanging() or self._error
             return WriterStats(
                 dict(self._written), dict(self._pending.dropped), self._pending.counts(), self._transactions,
                 dict(self._failures), error is not None, error.kind if error else "", str(error) if error else "",
@@ -200,6 +211,7 @@ class Writer:
 
     def _attempt(self) -> StoreError | None:
         """Writes what waits, and does what else is due. The error when the store failed."""
+        self._since = time.monotonic()
         try:
             if self._store is None:
                 self._store = open_store(self._url, literals=self._literals, busy_ms=self._busy_ms)
@@ -212,6 +224,8 @@ class Writer:
             # A mistake of ours must not end the thread: then nothing would be kept any more.
             _LOG.exception("writing to the store failed")
             return StoreError("other", f"writing to the store failed ({type(error).__name__})")
+        finally:
+            self._since = 0.0
         return None
 
     def _write(self, store: Store) -> None:

@@ -15,13 +15,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from planner.memory.records import ArmRecord, LedgerEntry, QueryRecord, State
-from planner.memory.store import Changes, Retention, StoreError, open_store
+from planner.memory.store import Changes, Retention, StoreError, locate, open_store
+from planner.memory.store.connect import Connector
 from planner.memory.store.rows import Record
 from planner.memory.store.writer import Writer
 from tests.conftest import StartPostgres
 from tests.planner.memory.store.made import NOW, arm, execution, guard, key, line, point, query
+from tests.support.postgres import Postgres
 from tests.support.waiting import wait_until
 
 replace = msgspec.structs.replace
@@ -285,6 +288,23 @@ assert writer.stats().written["ledger"] == 1001
         with open_store(sqlite_url) as store:
             assert store.arms()[0].state is State.APPROVED
 
+    def test_damage_behind_an_open_connection_is_noticed(
+        self, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its cache knows better than the file: it would go on with what nobody else can read."""
+        monkeypatch.setattr("planner.memory.store.connect.SQLITE_RECYCLE_SECONDS", 0.1)
+        with open_store(sqlite_url) as store:
+            store.save(arms=[arm()])
+            with sqlite3.connect(tmp_path / "store.db") as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.close()
+            store.save(arms=[arm(2)])
+            with (tmp_path / "store.db").open("r+b") as damaged:
+                damaged.write(random.Random(7).randbytes((tmp_path / "store.db").stat().st_size))
+            time.sleep(0.2)
+            with pytest.raises(StoreError, match="move it away"):
+                store.save(arms=[arm(3)])
+
     def test_a_damaged_page_is_told_from_a_whole_file(self, sqlite_url: str, tmp_path: Path) -> None:
         with open_store(sqlite_url) as store:
             store.save(ledger=[line(number, why="x" * 900) for number in range(200)])
@@ -338,7 +358,9 @@ assert writer.stats().written["ledger"] == 1001
                 writer.put(line(number))
                 assert writer.flush()
 
-    def test_a_server_that_stops_hangs_and_is_killed(self, start_postgres: StartPostgres) -> None:
+    def test_a_server_that_stops_hangs_and_is_killed(
+        self, start_postgres: StartPostgres, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         server = start_postgres()
         url = server.dsn()
         with writing(url) as writer:
@@ -350,22 +372,47 @@ assert writer.stats().written["ledger"] == 1001
             assert "127.0.0.1" in writer.stats().sentence
             server.start()
             wait_until(lambda: writer.stats().written["ledger"] == 2, what="it writes again")
-            pid = server.server.pid
-            assert pid is not None
-            children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-            for process in (pid, *children):
-                os.kill(process, signal.SIGSTOP)
-            try:
+            with stopped(server):
+                monkeypatch.setattr("planner.memory.store.writer.SLOW_SECONDS", 0.3)
                 for number in range(3, 10):
                     put_quickly(writer, line(number))
                 assert not writer.flush(0.3)
-            finally:
-                for process in (*children, pid):
-                    os.kill(process, signal.SIGCONT)
+                wait_until(fails(writer, "slow"), what="it says that it hangs")
             wait_until(lambda: writer.stats().written["ledger"] == 9, what="it writes again")
         with open_store(url) as store:
             assert [entry.at - NOW for entry in store.ledger()] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
             assert store.arms()[0].state is State.APPROVED
+
+    def test_who_reads_from_a_server_that_hangs_is_cut_off(
+        self, start_postgres: StartPostgres, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("planner.memory.store.connect.GRACE_MS", 200)
+        server = start_postgres()
+        connector = Connector(locate(server.dsn()), statement_ms=1000)
+        with (
+            pytest.raises(StoreError, match="does not answer"),
+            connector.reading() as connection,
+            stopped(server),
+        ):
+            connection.execute(text("SELECT 1"))
+        with connector.reading() as connection:
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+        connector.close()
+
+
+@contextmanager
+def stopped(server: Postgres) -> Iterator[None]:
+    """A server that does nothing, and whose kernel goes on taking what is sent."""
+    pid = server.server.pid
+    assert pid is not None
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    for process in (pid, *children):
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in (*children, pid):
+            os.kill(process, signal.SIGCONT)
 
 
 KILLED = """
