@@ -162,12 +162,13 @@ class ModelStore:
     # ------------------------------------------------------------------ the operator's choice
 
     def activate(self, what: str, version: str | None = None) -> Model:
-        """Pin the model of that name (the one that came last, or of that version), or of that file. Raises
+        """Pin the model of that name (the one that came last, or of that version), label or file. Raises
         `StoreError`."""
         with self._operation():
             known = sorted(self._known(), key=lambda item: item[1].arrived, reverse=True)
             for file, seen in known:
-                if what in (seen.name, file, seen.sha256) and version in (None, seen.version):
+                names = (seen.name, f"{seen.name}-{seen.version}", file, seen.sha256)
+                if what in names and version in (None, seen.version):
                     if not self._candidates(_kind(seen.kind)):
                         # Removing every file of a kind switches it off, and a copy must not undo that.
                         raise StoreError(f"no {seen.kind} file is left in {self.folder}: put one there first")

@@ -6,6 +6,9 @@ start finds all of it done and shows the kept results at once.
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -75,6 +78,25 @@ def demo(
             Console(highlight=False, width=None if console.is_terminal else WIDTH),
         )
 
+    def tell(trial: Trial) -> str:
+        program = os.path.relpath(Path(sys.executable).with_name("pilotwire"))
+        direct, through = (f"{dsn.rpartition('/')[0]}/{DATABASE}" for dsn in (trial.server.dsn(), trial.dsn))
+        return (
+            "\nfrom here on advice is used where it was measured to win. Send the shop's statements through the proxy\n"
+            "and watch in the console's Queries and Ledger what is tried and what stays:\n\n"
+            f"  [bold]{shlex.quote(program)} demo-load --direct {direct} --through {through} "
+            f"--seed {seed} --rows {rows:g}[/bold]"
+        )
+
     return run_trial(
-        directory, port, admin_port, console, once=once, config=SERVER, models=models, work=work, database=DATABASE
+        directory,
+        port,
+        admin_port,
+        console,
+        once=once,
+        config=SERVER,
+        models=models,
+        work=work,
+        tell=tell,
+        database=DATABASE,
     )

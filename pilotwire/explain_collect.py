@@ -24,7 +24,7 @@ from planner.graph import Command, Parameters, QueryGraph
 from planner.policy import fingerprint
 from planner.snapshot import Snapshot
 from planner.sql import read
-from training.counting import BlockCounts
+from training.counting import BlockCounts, selects, source_of
 
 Connection = Any
 """An asyncpg connection: the library has no types of its own."""
@@ -87,6 +87,13 @@ async def explain(
     if analyze and not reading.graph.read_only:
         found.notes.append("The statement writes, so it was not executed.")
         found.analyzed = analyze = False
+    if len(params) < reading.graph.parameters:
+        # Plans for any values cannot be had over a connection that binds values to all parameters.
+        found.notes.append(
+            f"Values are given for {len(params)} of {reading.graph.parameters} parameters: "
+            "the plans are shown with a --param for each."
+        )
+        found.analyzed = analyze = False
     rendered = render(outcome.advice, snapshot.capabilities)
     found.dialect = rendered.dialect
     if not outcome.advice.empty:
@@ -97,7 +104,7 @@ async def explain(
             lines += [f"({note})" for note in each.notes] if not lines else []
             found.dialects[module.NAME] = "\n".join(lines)
     if analyze:
-        await _count(connection, found, reading.graph, seconds)
+        await _count(connection, found, seconds)
     await _plans(connection, found, rendered.prefix, rendered.settings, params, analyze=analyze, seconds=seconds)
     return found
 
@@ -115,15 +122,23 @@ async def _plans(
     text = _inner(found)
     if text is None:
         return
-    values = [params[number].value for number in sorted(params)]
+    values: list[object] = [params[number].value for number in sorted(params)]
     options = "ANALYZE, TIMING OFF, FORMAT JSON" if analyze else "FORMAT JSON"
+    if found.graph is not None:
+        wanted = found.graph.parameters
+        if len(values) < wanted:
+            return
+        if len(values) > wanted:
+            found.notes.append(f"The statement has {wanted} parameters: the other values are not used.")
+        values = values[:wanted]
     try:
         found.plain = await _plan(connection, f"EXPLAIN ({options}) {text}", {}, values, seconds)
         if prefix or setting:
             steered = f"{prefix}EXPLAIN ({options}) {text}"
             found.steered = await _plan(connection, steered, dict(setting), values, seconds)
-    except asyncpg.PostgresError as error:
-        found.notes.append(f"EXPLAIN failed: {error}")
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        # asyncpg's own errors are of values that the statement does not take; their second line is a hint.
+        found.notes.append(f"EXPLAIN failed: {str(error).partition(chr(10))[0]}")
 
 
 async def _plan(
@@ -159,22 +174,22 @@ def _statement(sql: str) -> Any:
         return None
 
 
-async def _count(connection: Connection, found: Explained, graph: QueryGraph, seconds: float) -> None:
-    """Counts the true rows of each sub-plan of the outermost block, the small ones first, as time allows."""
+async def _count(connection: Connection, found: Explained, seconds: float) -> None:
+    """Counts the true rows of each sub-plan, block by block, the small ones first, as time allows."""
     assert found.outcome is not None
     resolved = found.outcome.resolved
-    tree = _statement(found.sql)
-    tree = tree.query if isinstance(tree, ast.ExplainStmt) else tree
-    if resolved is None or not isinstance(tree, ast.SelectStmt) or not graph.blocks:
+    if resolved is None:
         return
-    first = resolved.blocks[0]
-    counts = BlockCounts(tree, first.block, first.tables)
+    candidates = selects(found.sql)
+    counts = {
+        one.block.index: BlockCounts(tree, one.block, one.tables, resolved.graph.blocks)
+        for one in resolved.blocks
+        if (tree := source_of(one.block, candidates)) is not None
+    }
     missing = 0
     for sub_plan in found.sub_plans:
-        if sub_plan.block != first.block.index:
-            missing += 1
-            continue
-        count = counts.count(sub_plan.mask)
+        block = counts.get(sub_plan.block)
+        count = block.count(sub_plan.mask) if block is not None else None
         if count is None:
             missing += 1
             continue

@@ -114,7 +114,7 @@ async def _values_in_text(connection: Any) -> None:
 def _note_models(settings: ProxySettings, models: Models, found: Explained) -> None:
     if models.cardinality is None and models.hints is None and found.reason == "no_model":
         found.notes.append(
-            f"There is no good model in {settings.models}: see `pilotwire model list {settings.models}`."
+            f"There is no good model in {settings.models}: see `pilotwire model list --models {settings.models}`."
             if settings.models
             else "Name a folder of models with --models."
         )

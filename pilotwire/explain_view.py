@@ -19,6 +19,7 @@ from planner.graph import JoinKind, QueryBlock, RelationKind
 from planner.snapshot import TableInfo
 
 MOST_SUB_PLANS = 40
+MOST_ADVICE = 1000
 WIDE = 110
 
 
@@ -35,7 +36,7 @@ def show(found: Explained, console: Console) -> None:
         for name, text in found.dialects.items():
             mark = "[bold green]>[/]" if name == found.dialect else " "
             console.print(f"{mark} [bold]{name}[/]")
-            console.print(Text(text, overflow="fold"), style="cyan" if name == found.dialect else "dim")
+            console.print(Text(_beginning(text), overflow="fold"), style="cyan" if name == found.dialect else "dim")
     if found.plain is not None:
         steps = "" if found.steered is None else "steps that the other plan has not are marked"
         _heading(console, "Plans" if found.steered is not None else "Plan", steps)
@@ -44,6 +45,14 @@ def show(found: Explained, console: Console) -> None:
     for note in found.notes:
         console.print(Text(note, style="dim"))
     console.print(Text(sentence(found), style="bold green" if not found.reason else "bold yellow"))
+
+
+def _beginning(advice: str) -> str:
+    """Advice up to about ten lines, cut between hints: large joins have up to 200 of them."""
+    if len(advice) <= MOST_ADVICE:
+        return advice
+    end = advice.rfind(") ", 0, MOST_ADVICE) + 1 or MOST_ADVICE
+    return f"{advice[:end]} ... {len(advice) - end} more characters; --json has all"
 
 
 def _heading(console: Console, title: str, note: str) -> None:
@@ -214,7 +223,8 @@ def _plan(plan: Plan, marked: set[int]) -> Text:
 def _time(plan: Plan) -> Text:
     text = Text(f"  cost {short(plan.cost)}", style="dim")
     if plan.execution_ms is not None:
-        text.append(f"  planned {plan.planning_ms or 0:.1f} ms, ran ", style="dim")
+        # On a line of its own: half of 80 columns are cut off else.
+        text.append(f"\n  planned {plan.planning_ms or 0:.1f} ms, ran ", style="dim")
         text.append(f"{plan.execution_ms:.1f} ms", style="bold")
     return text
 

@@ -115,7 +115,10 @@ def list_(models: Models, as_json: Json = False) -> int:
 def activate(
     models: Models,
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="A name, name@version, or a file of the folder.")
+        str,
+        typer.Argument(
+            metavar="[MODEL]", help="A name, name@version, name-version as logs have it, or a file of the folder."
+        ),
     ] = "",
     newest: Annotated[bool, typer.Option("--newest", help="End a pin or rollback: what came last serves.")] = False,
     kind: KindName = "cardinality",

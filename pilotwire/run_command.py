@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -79,12 +79,16 @@ def run_trial(
     config: Mapping[str, str | int] | None = None,
     models: Path | None = None,
     work: Callable[[Trial], None] | None = None,
+    tell: Callable[[Trial], str] | None = None,
     database: str = "postgres",
 ) -> int:
     """Start server and proxy, do `work` with them if there is any, and serve until Ctrl-C; with `once` prove that the
     wire works instead of serving. ``config`` goes into postgresql.conf, ``models`` is the folder that the proxy takes
     models from. With work to do, the proxy's log goes to ``proxy.log``, so that it does not disturb what is shown.
-    ``database`` is the one that people are told of.
+    ``database`` is the one that people are told of, ``tell`` gives more to say once it serves.
+
+    Work sees the model by itself, from the first execution on. What serves afterwards is another proxy at the same
+    place, one that goes by evidence and keeps statements as they are, so that its console has something to show.
     """
     directory = directory.absolute()
     with _only_one(directory), _stopping_on_signals() as stopped:
@@ -94,16 +98,26 @@ def run_trial(
                 server.start(lambda step: status.update(f"{step} ..."))
             console.print(f"PostgreSQL {server.version} answers on {HOST}:{server.port}")
             console.print("pg_hint_plan is loaded" if server.hint_plan.available else server.hint_plan.reason)
+            options = []
+            if models is not None:
+                models.mkdir(parents=True, exist_ok=True)
+                options = ["--models", str(models)]
             quiet = once or work is not None
-            with _proxy(server, directory, port, admin_port, quiet=quiet, models=models) as trial:
+            if quiet:
+                first = [*options, "--evidence", "none"] if work is not None else options
+                with _proxy(server, directory, port, admin_port, first, log="wb") as trial:
+                    _wait_ready(trial, directory, console)
+                    if once:
+                        prove(trial.dsn, trial.admin_url, server, console)
+                    if work is not None:
+                        work(trial)
+                    if once:
+                        return 0
+                port, admin_port = trial.port, trial.admin_port
+                options += ["--evidence", "measured", "--store-literals"]
+            with _proxy(server, directory, port, admin_port, options, log="ab" if quiet else "") as trial:
                 _wait_ready(trial, directory, console)
-                if once:
-                    prove(trial.dsn, trial.admin_url, server, console)
-                if work is not None:
-                    work(trial)
-                if once:
-                    return 0
-                _tell(trial, database, console)
+                _tell(trial, database, tell(trial) if tell is not None else "", console)
                 return _serve(trial, stopped, console)
         except KeyboardInterrupt:
             console.print("stopped")
@@ -154,29 +168,26 @@ def _stopping_on_signals() -> Iterator[_Stopped]:
 
 @contextlib.contextmanager
 def _proxy(
-    server: EmbeddedServer, directory: Path, port: int, admin_port: int, *, quiet: bool, models: Path | None
+    server: EmbeddedServer, directory: Path, port: int, admin_port: int, options: Sequence[str], *, log: str
 ) -> Iterator[Trial]:
-    """`pilotwire serve` as a child; ended, gently first, when the block is left."""
+    """`pilotwire serve` as a child; ended, gently first, when the block is left. ``log`` is how its log file is opened,
+    "" for the terminal."""
     pid_file = directory / "proxy.pid"
     _end_leftover(pid_file)
     port, admin_port = _free(port), _free(admin_port)
     command = [
         "serve", "--upstream", server.dsn(), "--listen", f"{HOST}:{port}", "--admin", f"{HOST}:{admin_port}",
         "--drain-timeout", str(DRAIN_SECONDS), "--store", str(directory.absolute() / "store.db"),
-        "--admin-users", SUPERUSER,
+        "--admin-users", SUPERUSER, *options,
     ]  # fmt: skip
-    if models is not None:
-        models.mkdir(parents=True, exist_ok=True)
-        # What is shown is the model by itself, from the first execution on.
-        command += ["--models", str(models), "--evidence", "none"]
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context((directory / "proxy.log").open("wb")) if quiet else None
+        output = stack.enter_context((directory / "proxy.log").open(log)) if log else None
         # A process group of its own: Ctrl-C reaches us alone, and we stop first the proxy and then the server.
         process = subprocess.Popen(
             [sys.executable, "-m", "pilotwire", *command],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             process_group=0,
         )
         pid_file.write_text(f"{process.pid}\n")
@@ -251,11 +262,13 @@ def _last_words(directory: Path) -> str:
     return f" ({lines[-1]})" if lines else ""
 
 
-def _tell(trial: Trial, database: str, console: Console) -> None:
+def _tell(trial: Trial, database: str, more: str, console: Console) -> None:
     console.print(f"the proxy answers on {HOST}:{trial.port}; try it:\n")
     program = os.path.relpath(trial.server.binary("psql"))
     dsn = f"{trial.dsn.rpartition('/')[0]}/{database}"
     console.print(f"  [bold]{shlex.quote(program)} {dsn}[/bold]")
+    if more:
+        console.print(more)
     console.print(f"\nconsole: {trial.admin_url}/\nadmin: {trial.admin_url}/metrics\nCtrl-C stops both.\n")
 
 

@@ -231,6 +231,7 @@ def _summarise(report: Report, console: Console) -> None:
         )
     if report.kind == "hints":
         console.print(f"arms       {report.arms_measured} statements measured, {report.arms_left} left")
+        _choices(report, console)
     else:
         console.print(
             f"learned    {report.sub_plans} with rows; left out: {report.sub_plans_empty} empty, "
@@ -252,3 +253,18 @@ def _summarise(report: Report, console: Console) -> None:
     console.print(
         f"{report.model} is in {report.file} ({report.file_bytes / 1e6:.1f} MB), after {report.seconds:.0f} s"
     )
+
+
+def _choices(report: Report, console: Console) -> None:
+    """What a model of settings chose for statements kept out of training."""
+    label = "chosen"
+    for prefix, what in (("", "join templates not seen"), ("known_", "new values of known templates")):
+        notes = {name.removeprefix(prefix): value for name, value in report.notes.items() if name.startswith(prefix)}
+        if "steered" not in notes:
+            continue
+        console.print(
+            f"{label:<10} {what}: {notes['steered']} steered, {notes['seconds_default']:.3g} s -> "
+            f"{notes['seconds_chosen']:.3g} s (the best arms: {notes['seconds_best']:.3g} s), "
+            f"{notes['slower']} slower, the worst {notes['worst']:.2f} times"
+        )
+        label = ""

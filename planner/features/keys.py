@@ -251,24 +251,22 @@ def meet(keys: KeyClass, passing: Sequence[Array | None]) -> Meeting:
     )
 
 
-def along(
-    left: KeyClass,
-    left_meeting: Meeting,
-    left_place: int,
-    right: KeyClass,
-    right_meeting: Meeting,
-    right_place: int,
-    passed: Array | None,
-) -> Array:
-    """Of one relation with a column in each of two classes: [columns of left, columns of right], ln of how much more
-    often its filtered rows meet both others than if the one told nothing of the other. 0 where nothing is known."""
-    one, other = _passed(left.codes[left_place], passed), _passed(right.codes[right_place], passed)
-    if not len(one) or len(one) != len(other):
-        return np.zeros((len(left.codes), len(right.codes)))
-    first, second = left_meeting.weights[:, one], right_meeting.weights[:, other]
-    apart = np.outer(first.mean(axis=1), second.mean(axis=1))
-    together = (first @ second.T) / len(one)
+def weighed(keys: KeyClass, meeting: Meeting, place: int, passed: Array | None) -> Array:
+    """[columns, rows]: what one relation's filtered rows meet in each column of the class, by their keys in column
+    ``place``."""
+    return np.take(meeting.weights, _passed(keys.codes[place], passed), axis=1)
+
+
+def along(first: Array, second: Array) -> Array:
+    """Of one relation with a column in each of two classes, `weighed` in both: [columns of the first, columns of the
+    second], ln of how much more often its filtered rows meet both others than if the one told nothing of the other. 0
+    where nothing is known."""
+    count = first.shape[1]
+    if not count or count != second.shape[1]:
+        return np.zeros((len(first), len(second)))
+    apart = np.outer(first.sum(axis=1), second.sum(axis=1)) / (count * count)
+    together = (first @ second.T) / count
     known = apart > 0
     safe = np.where(known, apart, 1.0)
-    share = len(one) / (len(one) + MATCH_PRIOR)
+    share = count / (count + MATCH_PRIOR)
     return np.where(known, np.log(share * together / safe + 1 - share), 0.0)

@@ -47,6 +47,7 @@ def test_a_pin_holds_against_what_comes(start: Open, folder: Path) -> None:
     store = start()
     drop(folder, "b", "2.0.0")
     store.reload()
+    assert store.activate("model-1.0.0").version == "1.0.0"
     assert store.activate("model", "1.0.0").version == "1.0.0"
     drop(folder, "c", "3.0.0")
     store.reload()

@@ -106,6 +106,11 @@ def test_interrupted_it_shows_what_it_has(dsn: str, tmp_path: Path) -> None:
         (("--queries", "none.sql"), 2, "Missing option '--upstream'"),
         (("--upstream", "DSN", "--queries", "none.sql"), 1, "none.sql cannot be read: No such file or directory"),
         (("--upstream", "DSN", "--queries", "QUERIES", "--splits", "odd"), 2, "'odd' is no split: choose from random"),
+        (
+            ("--upstream", "DSN", "--queries", "QUERIES", "--algorithms", "x"),
+            2,
+            "'x' is no algorithm: choose from gbdt",
+        ),
         (("--upstream", "DSN", "--queries", "QUERIES", "--html", "FOLDER"), 1, "is a folder: name a file in it"),
         (("--upstream", "DSN", "--queries", "QUERIES", "--html", "/dev/null/x.html"), 1, "cannot be written"),
         (("--upstream", "DSN", "--queries", "QUERIES", "--html", "a.json"), 1, "a report ends in .html"),

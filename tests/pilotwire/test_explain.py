@@ -61,6 +61,17 @@ def test_everything_is_shown_and_fits(explain: Explain, columns: int) -> None:
     assert max(map(len, text.splitlines())) <= columns
 
 
+def test_long_advice_is_cut_between_hints(explain: Explain) -> None:
+    names = "abcdef"
+    joins = "".join(f" JOIN customers very_long_alias_{name} ON very_long_alias_{name}.id = c.id" for name in names)
+    sql = f"SELECT count(*) FROM customers c{joins}"
+    text = " ".join(explain(sql).split())
+    assert "more characters; --json has all" in text
+    assert text.count("Rows(") == text.partition("more characters")[0].count(") ")
+    whole = json.loads(explain(sql, "--json"))["advice"]["hint_plan"]
+    assert whole.count("Rows(") > text.count("Rows(")
+
+
 def test_json_has_true_rows_and_both_plans(explain: Explain, hinted_postgres: Postgres, dsn: str) -> None:
     found = json.loads(explain(QUERY, "--analyze", "--json"))
     assert (found["steered"], found["reason"], found["model"]) == (True, "", "times-e2-1.0.0")
@@ -117,6 +128,29 @@ def test_parameters_and_explain_itself(explain: Explain) -> None:
     assert inside["plans"]["steered"] is not None
     number = json.loads(explain(WITH_PARAMETER.replace("c.region = $1", "c.tier = $1"), "-p", "2", "--json"))
     assert number["plans"]["plain"] is not None
+    missing = json.loads(explain(WITH_PARAMETER, "--analyze", "--json"))
+    assert missing["steered"]
+    assert missing["plans"] == {"plain": None, "steered": None}
+    assert "0 of 1 parameters" in missing["notes"][0]
+    more = json.loads(explain(WITH_PARAMETER, "-p", "north", "-p", "south", "--json"))
+    assert more["plans"] == given["plans"]
+    assert "has 1 parameters" in more["notes"][0]
+    wrong = json.loads(explain(WITH_PARAMETER.replace("c.region = $1", "c.id = ANY($1)"), "-p", "{1}", "--json"))
+    assert wrong["notes"][0].startswith("EXPLAIN failed: ")
+
+
+def test_true_rows_are_counted_in_every_block(explain: Explain) -> None:
+    inner = "SELECT o.id, o.customer_id FROM orders o JOIN items i ON i.order_id = o.id"
+    found = json.loads(
+        explain(
+            f"WITH bought AS MATERIALIZED ({inner}) SELECT count(*) FROM bought JOIN customers c "
+            "ON c.id = bought.customer_id WHERE c.id IN "
+            "(SELECT q.id FROM products q JOIN items j ON j.product_id = q.id)",
+            "--analyze",
+            "--json",
+        )
+    )
+    assert {"".join(one["aliases"]): one["true"] for one in found["sub_plans"]} == {"oi": 30000, "qj": 30000}
 
 
 def test_without_a_model_and_with_a_broken_one(dsn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

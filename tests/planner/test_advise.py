@@ -236,6 +236,44 @@ def test_predictions_are_clipped_as_the_manifest_says(snapshot: Snapshot, tmp_pa
     assert all(rows.rows == 1.0 for rows in smaller.advice.rows)
 
 
+def test_joins_with_a_table_of_which_nothing_is_left_are_not_raised(snapshot: Snapshot, tmp_path: Path) -> None:
+    sql = "SELECT * FROM products p JOIN items i ON i.product_id = p.id JOIN orders o ON o.id = i.order_id"
+    empty = f"{sql} WHERE p.category = 'none such'"
+
+    def told(statement: str, log_ratio: float) -> dict[str, bool]:
+        """Per join whether its rows are what the model says, not the server's."""
+        outcome = decide(statement, snapshot, Models(model(tmp_path, log_ratio)))
+        return {
+            "".join(one.aliases): one.rows == pytest.approx(one.native * math.exp(log_ratio))
+            for one in outcome.sub_plans
+        }
+
+    assert told(f"{sql} WHERE p.category = 'c3'", 2.0) == {"pi": True, "io": True, "pio": True}
+    assert told(empty, 2.0) == {"pi": False, "io": True, "pio": False}
+    # 1 row is the least that can be told, so that only the join of 30,000 shows that lowering goes on.
+    assert told(empty, -2.0)["io"]
+
+
+@pytest.mark.parametrize(
+    ("tail", "held"),
+    [
+        ("ORDER BY o.total LIMIT 9000", True),
+        ("ORDER BY o.total LIMIT 8500 OFFSET 500", True),
+        ("ORDER BY o.total LIMIT 4", False),  # the server itself expects more
+        ("ORDER BY o.total", False),
+        ("LIMIT 9000", False),
+    ],
+)
+def test_an_ordered_limit_does_not_come_to_hope_for_an_early_stop(
+    snapshot: Snapshot, tmp_path: Path, tail: str, *, held: bool
+) -> None:
+    outcome = decide(f"{QUERY.replace('count(*)', 'c.id, o.id')} {tail}", snapshot, Models(model(tmp_path)))
+    rows = {"".join(one.aliases): (one.native, one.rows) for one in outcome.sub_plans}
+    native, advised = rows["coi"]
+    assert advised == pytest.approx(9000.0 if held else native * math.exp(2.0))
+    assert rows["co"][1] == pytest.approx(rows["co"][0] * math.exp(2.0))
+
+
 def test_what_the_model_has_not_seen_is_left_alone(snapshot: Snapshot, tmp_path: Path) -> None:
     elsewhere = dict.fromkeys(flat.NAMES[:3], (-9e9, -8e9))
     outside = model(tmp_path, ranges=elsewhere)
