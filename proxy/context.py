@@ -402,14 +402,15 @@ class WorkerContext:
     def register(self, session: Session) -> None:
         self._keys[session.key[0]] = session
 
-    async def cancel(self, pid: int, secret: bytes) -> None:
-        """Brings a cancel request to the query it is meant for; returns when that is done or it was dropped."""
+    async def cancel(self, pid: int, secret: bytes, answered: int | None = None) -> None:
+        """Brings a cancel request to the query it is meant for; returns when that is done or it was dropped.
+        ``answered``: it is meant for what comes behind so many answers, and for nothing else."""
         if self._cancels >= _MAX_CANCELS:
             self.counters.cancels_dropped += 1
             return
         self._cancels += 1
         try:
-            await self._cancel(pid, secret)
+            await self._cancel(pid, secret, answered)
         except (OSError, TimeoutError) as error:
             meant_for = self._keys.get(pid)
             name = meant_for.login.id if meant_for is not None else None
@@ -417,7 +418,7 @@ class WorkerContext:
         finally:
             self._cancels -= 1
 
-    async def cancel_here(self, pid: int, secret: bytes) -> bool:
+    async def cancel_here(self, pid: int, secret: bytes, answered: int | None = None) -> bool:
         """Cancels what a session of this worker runs; False when the key is none of theirs."""
         session = self._keys.get(pid)
         if session is None or not hmac.compare_digest(session.key[1], secret):
@@ -425,21 +426,26 @@ class WorkerContext:
         if isinstance(session, ConsoleSession):
             session.cancel()
             return True
-        session.talk.cancelled()
-        await self._own_query_over(session)
+        talk = session.talk
+        answered = talk.ready_count if answered is None else answered
+        if talk.ready_count == answered:
+            talk.cancelled()
+            await self._own_query_over(session)
+        if talk.ready_count != answered:
+            self.counters.cancels_dropped += 1
+            return True
         held = session.without_advice()  # the statement that waits is the one that is meant
         backend = session.backend
         if backend is None and isinstance(session, PooledSession) and session.waiting:
             session.cancel_due = True  # it has sent its statement; `granted` comes back to this
             return True
-        if backend is None or not session.talk.cancellable:
+        if backend is None or not talk.cancellable:
             self.counters.cancels_dropped += 1
             return True
         backend.cancelling += 1
         # The request may come to the server before a statement that waited here or was sent just now, and hit nothing:
         # a client that sent its statement long ago must not find that out.
         again = held or session.just_sent
-        answered = session.talk.ready_count
         try:
             await self._send_cancel(backend.address, backend.pid, backend.secret)
             for pause in _CANCEL_AGAIN if again else ():
@@ -464,8 +470,8 @@ class WorkerContext:
             await asyncio.sleep(_CANCEL_LOOK)
         return True
 
-    async def _cancel(self, pid: int, secret: bytes) -> None:
-        if await self.cancel_here(pid, secret):
+    async def _cancel(self, pid: int, secret: bytes, answered: int | None) -> None:
+        if await self.cancel_here(pid, secret, answered):
             return
         if pid & _OUR_KEY:
             if worker_of_key(pid) != self.worker_id and self.cancel_router is not None:

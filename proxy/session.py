@@ -272,7 +272,7 @@ class PooledSession(Session):
             self._link(backend)
             if self.cancel_due:
                 self.cancel_due = False
-                self.context.spawn(self.context.cancel(*self.key))
+                self.context.spawn(self.context.cancel(*self.key, self._talk.ready_count))
         if not self.transport.is_closing() and not self._applying:
             self.transport.resume_reading()
         if self._greeted and self.backend is None and self._pending:

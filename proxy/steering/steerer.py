@@ -286,7 +286,15 @@ class SessionSteering:
                 self._look_for_settings(text)
             return None
         known = self._known_text(text, types, found)
-        return None if known.template.barred or self._read_anew or _MOMENT.search(text) is not None else known
+        reason = known.template.barred or ("settings_changed" if self._read_anew else "")
+        if not reason and _MOMENT.search(text) is not None:
+            reason = "moment"
+        if not reason:
+            return known
+        if self._allowed != OFF:
+            # Counted here, since nobody is asked at its Binds.
+            self._owner.counters.steering_reasons[reason] += 1
+        return None
 
     def _known_text(self, text: bytes, types: bytes, found: int) -> Known:
         known = self._cache.seen(text, types)

@@ -35,7 +35,7 @@ def test_all_it_can_say_goes_through_json() -> None:
         "abstention": {
             "outside_ranges": 2,
             "log_std": 0.75,
-            "known": {"outside_ranges": 3, "log_std": None, "templates": ["0a1b"], "factor": 2.0},
+            "known": {"outside_ranges": 3, "log_std": None, "templates": ["0a1b"], "factor": 2.0, "spread": 1.5},
         },
         "training": {
             "queries": 10,

@@ -141,6 +141,24 @@ def test_what_was_prepared_before_constants_were_read_otherwise(text: bytes, pro
     assert client.query(JOIN + b" where 1 = 3") is UNDECIDED
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"/*+ Set(enable_hashjoin off) */ " + JOIN, "hinted"),
+        (b"/* pilotwire: off */ " + JOIN, "opted_out"),
+        (JOIN + b" where a.since > 'yesterday'", "moment"),
+    ],
+)
+def test_what_is_never_steered_once_prepared_is_counted_with_its_reason(text: bytes, reason: str) -> None:
+    owner = steerer()
+    client = session(owner)
+    assert client.known(text, b"\0\0") is None
+    assert dict(owner.counters.steering_reasons) == {reason: 1}
+    client.query(b"set pilotwire.mode = 'off'")
+    assert client.known(text, b"\0\0") is None
+    assert dict(owner.counters.steering_reasons) == {reason: 1}
+
+
 def test_a_local_mode_ends_with_the_transaction() -> None:
     client = session(steerer())
     client.query(b"set local pilotwire.mode = 'off'")

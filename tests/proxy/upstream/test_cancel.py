@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
@@ -98,6 +99,22 @@ async def test_a_cancel_waits_for_the_proxys_own_query(
             await other.query("set statement_timeout = 12345")
             await other.query("begin; select 1")
         assert hit == 20
+
+
+async def test_a_cancel_of_what_waited_hits_nothing_behind_it(one: Proxy, database: str) -> None:
+    """The cancel's connection has ended long before there is a backend, and the client goes on at once."""
+    async with clients(one, database, 2) as (first, second):
+        await first.query("set statement_timeout = 54321")
+        await second.query("set statement_timeout = 12345")  # put in place in front of each statement
+        for _ in range(30):
+            await first.query("begin")
+            second.send(query("select 1"))
+            await asyncio.sleep(0.005)
+            await second.cancel(one)
+            await first.query("commit")
+            with contextlib.suppress(ServerError):
+                await second.until_ready()
+            assert await second.query("select pg_sleep(0.01)") == [("",)]
 
 
 async def test_nobody_else_is_hit(one: Proxy, database: str) -> None:
