@@ -114,7 +114,7 @@ class Kind:
         ]
         rules = Rules()
         possible = sum(gain for gain, _ in gains)
-        small = sum(gain for gain, saved in gains if gain < math.log(rules.min_gain) or saved < rules.min_ms)
+        small = sum(gain for gain, saved in gains if gain < math.log(rules.asked(saved)) or saved < rules.min_ms)
         return small / possible if possible > 0 else 0.0
 
     def verdicts(self) -> list[Verdict]:

@@ -206,7 +206,8 @@ class PlannerSettings(BaseModel):
         group=GUARD,
         description="How many times as fast a statement must have become for its advice to be approved.",
         unit="factor",
-        reason="A gain of a few percent is not worth a plan that somebody has to understand.",
+        reason="A gain of a few percent is not worth a plan that somebody has to understand; half of what is asked for"
+        " here will do where a run saves ten times min_gain_ms.",
         warning="Near 1, noise looks like a gain, and more is approved and withdrawn again.",
         reload=True,
         ge=1,

@@ -77,14 +77,19 @@ class StoppedError(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """Seconds of the server's time that may be spent."""
+    """Seconds of the server's time that may be spent. ``spare`` are seconds more, to end a race that is all but won."""
 
     seconds: float
     spent: float = 0.0
+    spare: float = 0.0
 
     @property
     def left(self) -> float:
         return max(self.seconds - self.spent, 0.0)
+
+    def use_spare(self) -> None:
+        self.seconds += self.spare
+        self.spare = 0.0
 
 
 @dataclass(slots=True)
@@ -387,6 +392,8 @@ class _Race:
             racing = self._still_racing(racing, number + 1)
             if self._judged(racing):
                 return
+            if number + 1 >= ENOUGH_ROUNDS and any(map(self._leads, racing)):
+                self._budget.use_spare()
 
     def _judged(self, arms: list[ArmRuns]) -> bool:
         """Whether more rounds would tell nothing: the verdict on each is clear."""
@@ -395,6 +402,11 @@ class _Race:
             judge([one.ms for one in arm.runs], [one.ms for one in arm.baseline], rules).verdict is not Verdict.OPEN
             for arm in arms
         )
+
+    def _leads(self, arm: ArmRuns) -> bool:
+        """Whether each pair of its runs shows the gain that is asked for."""
+        pairs = zip(arm.runs, arm.baseline, strict=True)
+        return self._rules is not None and all(ours.ms * self._rules.min_gain <= plain.ms for ours, plain in pairs)
 
     def _round_limit(self, arm: ArmRuns, racing: list[ArmRuns]) -> float:
         default = self._results.default

@@ -53,7 +53,8 @@ class Verdict(enum.StrEnum):
 class Rules:
     """What an arm must show. ``min_gain`` is a factor, ``min_ms`` what it must save in the median. ``alpha`` is the
     one-sided probability of error of a single look; ``max_pairs`` ends a trial that shows neither. ``early``: whether
-    `FEW_PAIRS` may do where the gain is large."""
+    `FEW_PAIRS` may do where the gain is large. ``heavy``: half the gain will do where a run saves so many times
+    ``min_ms``: a seventh of a second-long statement is worth more than half of a short one."""
 
     min_gain: float = 1.2
     min_ms: float = 5.0
@@ -61,6 +62,11 @@ class Rules:
     min_pairs: int = 7
     max_pairs: int = 16
     early: bool = True
+    heavy: float = 10.0
+
+    def asked(self, saved_ms: float) -> float:
+        """The gain, as a factor, that an arm must show which saves so much in the median."""
+        return 1.0 + (self.min_gain - 1.0) / 2 if saved_ms >= self.heavy * self.min_ms else self.min_gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +102,15 @@ def judge(steered: Sequence[float], baseline: Sequence[float], rules: Rules = Ru
     verdict = Verdict.OPEN
     apart = pairs >= FEW_PAIRS and rules.early and max(ours) * max(LARGE_GAIN, rules.min_gain) <= min(plain)
     enough = pairs >= rules.min_pairs
-    if saved >= rules.min_ms and (apart or (enough and gain >= rules.min_gain and low > 1.0)):
+    asked = rules.asked(saved)
+    if saved >= rules.min_ms and (apart or (enough and gain >= asked and low > 1.0)):
         verdict = Verdict.WINS
     elif (high < 1.0 and enough) or (pairs >= FEW_PAIRS and min(ours) >= max(plain) * LARGE_LOSS):
         verdict = Verdict.LOSES
-    elif enough and (high < rules.min_gain or gain < 1.0 or pairs >= rules.max_pairs):
+    elif enough and (high < asked or gain < 1.0 or pairs >= rules.max_pairs):
         # What does not look faster at all after that many pairs is not worth more of them.
         verdict = Verdict.NO_GAIN
-    elif rules.early and pairs >= HOPELESS_PAIRS and (most := max(map(truediv, plain, ours))) < rules.min_gain:
+    elif rules.early and pairs >= HOPELESS_PAIRS and (most := max(map(truediv, plain, ours))) < asked:
         verdict = Verdict.LOSES if most < 1.0 and gain < CLEARLY_SLOWER else Verdict.NO_GAIN
     return Finding(verdict, gain, low, high, saved, pairs)
 

@@ -416,7 +416,8 @@ class Explorer:
 
     async def _race(self, wanted: Wanted, arms: Mapping[str, Advice], expected: Mapping[str, float]) -> ArmResults:
         statement = Statement(wanted.sql, wanted.params, ", ".join(map(_identifier, wanted.path)))
-        share = Budget(self._share)
+        seconds = self._share
+        share = Budget(seconds, spare=min(seconds, self._budget.left - seconds))
         try:
             results = await try_arms(
                 self._run,

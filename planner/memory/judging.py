@@ -13,6 +13,7 @@ Works on the entries that `planner.memory.memory.Memory` holds, under its lock. 
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import Final
 
@@ -59,7 +60,7 @@ class Judge:
         if not entry.is_template:
             return own
         gain = own.min_gain if arm.per_values else max(self.policy.template_gain, own.min_gain)
-        return Rules(gain, own.min_ms, own.alpha / 2, own.min_pairs + 3, MAX_LATENCIES, early=False)
+        return Rules(gain, own.min_ms, own.alpha / 2, own.min_pairs + 3, MAX_LATENCIES, early=False, heavy=math.inf)
 
     # --- states ----------------------------------------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class Judge:
     def _better(self, arm: ArmEntry, best: ArmEntry) -> Finding:
         """Whether an arm is faster than the one in use."""
         gain, own = _gain(best), self.policy.rules
-        rules = Rules(BETTER, own.min_ms, own.alpha, own.min_pairs, own.max_pairs)
+        rules = Rules(BETTER, own.min_ms, own.alpha, own.min_pairs, own.max_pairs, heavy=math.inf)
         return judge(arm.pairs.steered, [took / gain for took in arm.pairs.baseline], rules)
 
     def _watch(self, entry: Entry, arm: ArmEntry, now: float, changes: Changes) -> None:

@@ -152,6 +152,22 @@ async def test_what_was_screened_only_is_not_judged(shop: Any) -> None:
     assert results.arms["no_nestloop"].outcome == "not_tried"
 
 
+@pytest.mark.parametrize(("spare", "runs", "stopped"), [(20.0, 7, ""), (0.0, 3, "the budget is spent")])
+async def test_a_race_that_is_all_but_won_is_ended(shop: Any, spare: float, runs: int, stopped: str) -> None:
+    budget = Budget(1000.0, spare=spare)
+    seen = 0
+
+    async def spend(last: float) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 12:  # two EXPLAINs, two runs of the default, one of the arm, three rounds
+            budget.spent = 1000.0
+
+    arms = {"no_nestloop": ARMS["no_nestloop"]}
+    results = await try_arms(shop, SLOW, arms, budget, rules=Rules(early=False), pace=spend)
+    assert (len(results.arms["no_nestloop"].runs), results.stopped) == (runs, stopped)
+
+
 async def test_what_takes_too_long_by_itself_may_have_a_quick_arm(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LONG_MS", 20.0)
     arms = {"no_nestloop": ARMS["no_nestloop"], "no_indexscan": ARMS["no_indexscan"]}

@@ -155,3 +155,16 @@ def test_stricter_rules_want_more() -> None:
     assert judge(steered, baseline).verdict is Verdict.WINS
     assert judge(steered, baseline, Rules(min_gain=2.0, early=False)).verdict is Verdict.NO_GAIN
     assert judge(steered, baseline, Rules(min_pairs=9)).verdict is Verdict.OPEN
+
+
+def test_half_the_gain_will_do_where_much_is_saved() -> None:
+    """With confidence all the same, and not below half of what is asked for."""
+    steered = [100.0 + one for one in range(8)]
+    assert judge(steered, [one * 1.15 for one in steered]).verdict is Verdict.NO_GAIN, "15 ms are little"
+    assert judge(steered, [one * 1.15 for one in steered], Rules(min_ms=1.0)).verdict is Verdict.WINS
+    assert judge(steered, [one * 1.15 for one in steered], Rules(min_ms=1.0, heavy=math.inf)).verdict is Verdict.NO_GAIN
+    slow = [one * 10 for one in steered]
+    assert judge(slow, [one * 1.15 for one in slow]).verdict is Verdict.WINS
+    assert judge(slow, [one * 1.08 for one in slow]).verdict is Verdict.NO_GAIN
+    noisy = [one * factor for one, factor in zip(slow, (1.4, 0.9) * 4, strict=True)]
+    assert judge(slow, noisy).verdict is Verdict.OPEN
