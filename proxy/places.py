@@ -44,6 +44,9 @@ class SharedCounts:
         self._clients[slot] = self._doors[slot] = 0
 
     def close(self) -> None:
+        self._clients.release()
+        self._doors.release()
+        self._memory.close()
         os.close(self.fd)
 
 

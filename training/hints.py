@@ -301,18 +301,20 @@ def fit(
     held_out = Unseen(truth[:count], random[:count], of_known[:count], data.default_ms).of(again)
     wider = max(_outside_limit(_outside(inputs, by_query[0]), truth, random), limit)
     templates = find_known(held_out, stretch, wider, sets_of)
+    # A model that chooses nothing on templates not seen still speaks for those that it was trained on.
+    speaking = scale or float(templates is not None)
     return Trained(
         arms=arms,
         members={arm: one.members for arm, one in zip(arms, grown, strict=True)},
         deviations={arm: one.deviation for arm, one in zip(arms, grown, strict=True)},
-        scale=scale or float(templates is not None),
+        scale=speaking,
         stretch=stretch,
         clip=(-FAR, FAR),
         ranges=tuple(zip(inputs.min(axis=0).tolist(), inputs.max(axis=0).tolist(), strict=True)),
         outside_ranges=limit,
         splits={
             "templates": _split(len(data), truth[known], scale * unseen[known]),
-            "random": _split(len(data), truth[known], (scale or float(templates is not None)) * random[known]),
+            "random": _split(len(data), truth[known], speaking * random[known]),
         },
         choices=choices,
         known=templates,

@@ -26,8 +26,7 @@ from training.train import Limits, Sources, train_model
 from training.training_set import TrainingSet
 
 HINTS: Final = "hints"
-ALGORITHMS: Final = ("gbdt", "mscn", HINTS)
-"""Models of rows by both algorithms, and models of settings."""
+"""Models of settings, where the other algorithms make models of rows."""
 
 
 @dataclass(slots=True)
@@ -57,7 +56,7 @@ async def cross_validate(
     budget: float,
     progress: Callable[[int, int], None],
 ) -> Crossed:
-    """Train every fold with one of `ALGORITHMS` on what the training set ``kept`` has: counts, of which ``budget``
+    """Train every fold (gbdt, mscn or `HINTS`) on what the training set ``kept`` has: counts, of which ``budget``
     seconds may make more, or times of arms (`measure_arms`), of which none are measured here. A fold that cannot be
     trained (too few joins) leaves its statements out, and says so."""
     crossed = Crossed(split, algorithm)

@@ -15,9 +15,9 @@ from training.evaluate.truth import Truth
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to do, and what it may cost; times in seconds. ``truth_budget`` 0: true cardinalities are not counted, which
-    leaves out q-errors too. ``splits`` are cross-validated
-    with models of each of ``algorithms``; for those of settings the statements are run under the arms for
-    ``arms_budget`` first. Of regressions ``plans`` are explained. Counts that are
+    leaves out q-errors too. ``splits`` are cross-validated with models of each of ``algorithms``; for those
+    of settings the statements are run under the arms for ``arms_budget`` first. Of regressions ``plans`` are explained.
+    Counts that are
     older than ``max_age`` are made anew."""
 
     rounds: int = 3
