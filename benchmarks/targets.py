@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from benchmarks import pgbouncer
+from benchmarks import huge_pages, pgbouncer
 from benchmarks.pgbouncer import PgBouncerProgram, PoolMode
 from benchmarks.process_costs import family
 from benchmarks.processes import HOST, BenchmarkError, free_port, server_process
@@ -35,6 +35,8 @@ SESSION_CLIENTS = 400
 TRANSACTION_CLIENTS = 4000
 SCRAM_USER = "bench"
 SCRAM_PASSWORD = "bench-secret"
+SHARED_MEMORY = 640 << 20
+"""Bytes: PostgreSQL's shared buffers and what else it shares."""
 CONFIG: dict[str, str | int] = {
     "shared_buffers": "512MB",
     "max_connections": SESSION_CLIENTS + 100,
@@ -227,8 +229,10 @@ def prepared_bench(
     work = Path(tempfile.mkdtemp(prefix="pilotwire-bench-"))
     work.chmod(0o755)
     server = EmbeddedServer(work / "postgres", config=CONFIG, hint_plan=False)
+    pages = contextlib.ExitStack()
     try:
         found = pgbouncer.find(work, report, program) if want_pgbouncer else None
+        pages.enter_context(huge_pages.reserved(SHARED_MEMORY, report))
         server.start(report)
         bench = Bench(server, work, found, account, report, compiled, models)
         _write_certificate(bench)
@@ -241,6 +245,7 @@ def prepared_bench(
         yield bench
     finally:
         server.stop()
+        pages.close()
         shutil.rmtree(work, ignore_errors=True)
 
 

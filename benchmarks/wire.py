@@ -178,8 +178,10 @@ class Plan:
 def versions(bench: Bench, pgbench: Pgbench) -> dict[str, str]:
     """The versions of all that takes part."""
     packages = {name: metadata.version(name) for name in ("asyncpg", "uvloop")}
+    huge_pages = bench.server.run("psql", "-XAtq", "-d", bench.server.dsn(), "-c", "SHOW huge_pages_status")
     return {
         "postgresql": bench.server.version,
+        "huge pages": huge_pages.strip(),
         "pgbench": pgbench.version(),
         "pgbouncer": bench.pgbouncer.version if bench.pgbouncer else "none",
         "pilotwire": metadata.version("pilotwire"),
