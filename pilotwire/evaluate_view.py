@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 SHOWN = 40
 LISTED = 5
+NAMES = 22
+"""Room that the names of the compared get before figures do."""
+SPARED = ("but two", "> 2x", "before", "timeouts", "geo.")
 
 
 def show(results: Results, console: Console) -> None:
@@ -24,8 +27,8 @@ def show(results: Results, console: Console) -> None:
 
     styles = {"good": "green", "bad": "red", "mixed": "yellow", "none": ""}
     verdict = judge(results)
-    if results.queries:
-        console.print(_compared(results, console))
+    if results.queries and (table := _compared(results, console)) is not None:
+        console.print(table)
     for table in _splits(results, console):
         console.print(table)
     _slower(results, console)
@@ -48,39 +51,43 @@ def show(results: Results, console: Console) -> None:
         console.print(Text(sentence))
 
 
-def _compared(results: Results, console: Console) -> Table:
-    """What is the same for all, and what nothing came of, takes no column."""
-    from pilotwire.fitted_table import Column, fitted
+def _compared(results: Results, console: Console) -> Table | None:
+    """What is the same for all, and what nothing came of, takes no column; in a narrow terminal the names of the rows
+    go before `SPARED` figures."""
+    from pilotwire.fitted_table import BETWEEN, Column, fitted
     from training.evaluate.report import contenders
     from training.evaluate.verdict import seconds
 
     rows = [(row["title"], row["summary"]) for row in contenders(results)]
+    if not rows:
+        return None
     same = len({(found.statements, found.plain_ms) for _, found in rows}) == 1
-    timeouts = any(found.timeouts for _, found in rows)
     title = "against PostgreSQL as configured"
     if same:
         title += f": {rows[0][1].statements} statements in {seconds(rows[0][1].plain_ms)}"
-    columns = [
-        Column("", 1),
-        *(Column(name, right=True) for name in (() if same else ("statements", "before"))),
-        *(Column(name, right=True) for name in ("after", "total", "but two", "geo.", "slower", "> 2x", "worst")),
-        *(Column(name, right=True) for name in (("timeouts",) if timeouts else ())),
-    ]
-    cells = [
-        [
-            name,
-            *(() if same else (str(found.statements), seconds(found.plain_ms))),
-            seconds(found.steered_ms),
-            f"{found.total:.2f}x",
-            f"{found.total_without_two:.2f}x",
-            f"{found.geometric_mean:.2f}x",
-            str(found.over_1_1),
-            str(found.over_2),
-            f"{found.worst:.2f}x",
-            *((str(found.timeouts),) if timeouts else ()),
-        ]
-        for name, found in rows
-    ]
+    figures = {
+        "statements": [str(found.statements) for _, found in rows],
+        "before": [seconds(found.plain_ms) for _, found in rows],
+        "after": [seconds(found.steered_ms) for _, found in rows],
+        "total": [f"{found.total:.2f}x" for _, found in rows],
+        "but two": [f"{found.total_without_two:.2f}x" for _, found in rows],
+        "geo.": [f"{found.geometric_mean:.2f}x" for _, found in rows],
+        "slower": [str(found.over_1_1) for _, found in rows],
+        "> 2x": [str(found.over_2) for _, found in rows],
+        "worst": [f"{found.worst:.2f}x" for _, found in rows],
+        "timeouts": [str(found.timeouts) for _, found in rows],
+    }
+    if same:
+        del figures["statements"], figures["before"]
+    if not any(found.timeouts for _, found in rows):
+        del figures["timeouts"]
+    wanted = min(NAMES, max(len(name) for name, _ in rows))
+    for name in SPARED:
+        taken = sum(max(map(len, (head, *cells))) + BETWEEN for head, cells in figures.items())
+        if console.width - taken < wanted + BETWEEN:
+            figures.pop(name, None)
+    columns = [Column("", 1), *(Column(name, right=True) for name in figures)]
+    cells = [[name, *values] for (name, _), *values in zip(rows, *figures.values(), strict=True)]
     return fitted(console, columns, _texts(cells), title)
 
 

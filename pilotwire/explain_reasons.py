@@ -64,6 +64,8 @@ def sentence(found: Explained) -> str:
     text += f"; {steps} steps of the plan are new" if steps else "; the plan stays the same"
     if found.plain.execution_ms and found.steered.execution_ms:
         before, after = found.plain.execution_ms, found.steered.execution_ms
+        if not steps:
+            return f"{text}, and what its two runs took differs by chance ({before:.1f} and {after:.1f} ms)."
         text += f", {before / after:.2f} times faster" if before >= after else f", {after / before:.2f} times slower"
         text += f" in this one run ({before:.1f} -> {after:.1f} ms)"
     return f"{text}."

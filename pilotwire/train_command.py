@@ -132,6 +132,7 @@ def train(
 
     if not (queries or training_set or pg_stat_statements or log or store):
         raise typer.BadParameter("name a file of queries, or another source", param_hint="'--queries'")
+    _check_kind(kind, algorithm)
     place = training_set or set_path(out)
     console = Console(highlight=False, soft_wrap=True)
     with progress_bars(quiet=as_json) as tell:
@@ -160,6 +161,13 @@ def train(
     else:
         _summarise(report, console)
     return 0
+
+
+def _check_kind(kind: Kind, algorithm: Algorithm) -> None:
+    if kind is Kind.HINTS and algorithm is not Algorithm.GBDT:
+        raise typer.BadParameter(
+            "it is for models of rows; a model of settings has one way to learn", param_hint="'--algorithm'"
+        )
 
 
 def sources_of(
@@ -209,7 +217,9 @@ def _summarise(report: Report, console: Console) -> None:
     from rich.text import Text
 
     skipped = f", {report.queries_skipped} skipped" if report.queries_skipped else ""
-    console.print(f"queries    {report.queries} read{skipped}, {report.queries_learned} learned from")
+    hints = report.kind == "hints"
+    learned = report.arms_measured if hints else report.queries_learned
+    console.print(f"queries    {report.queries} read{skipped}, {learned} learned from")
     for reason in report.skipped[:SHOWN_SKIPPED]:
         console.print(Text(f"           {reason}", style="dim"))
     if len(report.skipped) > SHOWN_SKIPPED:
@@ -220,23 +230,14 @@ def _summarise(report: Report, console: Console) -> None:
         )
     if report.queries_generated:
         console.print(f"           {report.queries_generated} more were generated from the schema")
-    console.print(
-        f"joins      {report.counts} different ones: {report.counts_known} known before counting "
-        f"({report.labels_explained} new from plans), {report.counts_timed_out} timed out, {report.counts_bounded} "
-        f"bounded, {report.counts_failed} failed, {report.counts_left} left; {report.label_seconds:.0f} s"
-    )
-    if report.generated_counts:
+    if hints:
         console.print(
-            f"           and {report.generated_counts} of generated statements, {report.generated_counts_left} left"
+            f"arms       {report.arms_measured} statements measured, {report.arms_left} left; "
+            f"{report.label_seconds:.0f} s"
         )
-    if report.kind == "hints":
-        console.print(f"arms       {report.arms_measured} statements measured, {report.arms_left} left")
         _choices(report, console)
     else:
-        console.print(
-            f"learned    {report.sub_plans} with rows; left out: {report.sub_plans_empty} empty, "
-            f"{report.sub_plans_uncountable} that cannot be counted; {report.train_seconds:.0f} s"
-        )
+        _counted(report, console)
     what = "q-errors" if report.kind == "cardinality" else "errors of the predicted times"
     table = Table(title=f"{what} on queries kept out of training, native -> model", title_justify="left", box=None)
     table.add_column("")
@@ -252,6 +253,23 @@ def _summarise(report: Report, console: Console) -> None:
         console.print(Text("warning: ", style="yellow").append(warning, style="none"))
     console.print(
         f"{report.model} is in {report.file} ({report.file_bytes / 1e6:.1f} MB), after {report.seconds:.0f} s"
+    )
+
+
+def _counted(report: Report, console: Console) -> None:
+    """What a model of rows learned from."""
+    console.print(
+        f"joins      {report.counts} different ones: {report.counts_known} known before counting "
+        f"({report.labels_explained} new from plans), {report.counts_timed_out} timed out, {report.counts_bounded} "
+        f"bounded, {report.counts_failed} failed, {report.counts_left} left; {report.label_seconds:.0f} s"
+    )
+    if report.generated_counts:
+        console.print(
+            f"           and {report.generated_counts} of generated statements, {report.generated_counts_left} left"
+        )
+    console.print(
+        f"learned    {report.sub_plans} with rows; left out: {report.sub_plans_empty} empty, "
+        f"{report.sub_plans_uncountable} that cannot be counted; {report.train_seconds:.0f} s"
     )
 
 

@@ -292,7 +292,9 @@ def _described(job: Job, running: bool) -> Text:
         text.append(f"\n    attempt {job.attempts}, {_ago(job.started)}: {job.step or 'begun'}{gone}")
     elif job.errors:
         when = f"; again in {max(job.not_before - time.time(), 0):.0f} s" if state == "waiting" else ""
-        text.append(f"\n    {job.attempts} attempts failed, the last with: {job.errors[-1]}{when}", style="yellow")
+        count = "1 attempt failed" if job.attempts == 1 else f"{job.attempts} attempts failed, the last"
+        failed = f"{count} with" if job.attempts else "to be tried again; it failed with"
+        text.append(f"\n    {failed}: {job.errors[-1]}{when if job.attempts else ''}", style="yellow")
     return text
 
 

@@ -32,7 +32,7 @@ from planner.memory.entries import Candidate, Seen
 from planner.memory.memory import Memory
 from planner.messages import Answer, Ask, Observed, Refused
 from planner.param_types import completed, infer
-from planner.policy import Modes, OptOuts, TemplateTimes, cheap, fingerprint, modes
+from planner.policy import Modes, OptOuts, TemplateTimes, carried, cheap, fingerprint, modes
 from planner.search_path import parse
 from planner.snapshot import Snapshot
 from planner.sql import Reading, read
@@ -50,6 +50,8 @@ LEFT_ALONE: Final = frozenset({"off", "observe"})
 STEERED: Final = "steered"
 CANNOT_BE_STOPPED: Final = frozenset({"not_repeatable", "no_budget_possible_here"})
 """Why workers do not run a statement under what is on trial."""
+UNTIMED: Final = frozenset({Command.EXPLAIN, Command.PREPARE, Command.DECLARE})
+"""What such a statement takes says nothing about the query in it."""
 OF_THE_KIND: Final = frozenset({"not_a_query", "utility"})
 """Reasons of `planner.sql.read` that hold for every statement of a template; the others may be due to a comment or a
 literal, which a template does not see."""
@@ -235,12 +237,12 @@ class Engine:
         with self._lock:
             if self._refused.get(mark):
                 return Answer(ask.number, reason="refused")
-            # What an EXPLAIN takes says nothing about the query whose plan it shows.
-            plain = reading.graph.command is not Command.EXPLAIN
-            times = self._times.get((ask.database, ask.template)) if plain else None
+            explains = reading.graph.command in UNTIMED
+            times = None if explains else self._times.get((ask.database, ask.template))
         if self._opt_outs.fingerprints and self._opt_outs.statement(ask.text.decode(errors="replace")):
             return Answer(ask.number, reason="opted_out", scope="template")
-        mode = self._mode(ask, fingerprint(ask.text.decode(errors="replace")) if self._modes.fingerprints else "")
+        named = self._modes.fingerprints
+        mode = self._mode(ask, fingerprint(carried(ask.text.decode(errors="replace"))) if named else "")
         if mode[0] in LEFT_ALONE:
             return Answer(ask.number, reason=mode[0], scope="values")
         min_ms = self._limits.min_ms
@@ -249,7 +251,6 @@ class Engine:
         path = parse(ask.search_path, ask.user)
         statement = self._look(reading.graph, snapshot, path, mark)
         if self.weighing is not None:
-            explains = reading.graph.command is Command.EXPLAIN
             return self._weigh(ask, statement, snapshot, path, times, mode, self.weighing, explains=explains)
         outcome = decide(
             statement,

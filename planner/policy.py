@@ -6,12 +6,18 @@ obey, which does not ask while they say so; an opt-out inside a statement's text
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 OBSERVATIONS: Final = 5
 """How often a template must have been measured before its times overrule the estimate."""
+_AROUND: Final = re.compile(
+    r"\s*(?:explain\b(?:\s*\([^()]*\)|(?:\s+(?:analyze|analyse|verbose)\b)*)"
+    r"|prepare\s+(?:\"(?:[^\"]|\"\")+\"|[\w$]+)\s+as\b)\s*(?=(?:select|with|table|values)\b|\()",
+    re.I,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +34,17 @@ class OptOuts:
         return user in self.users or database in self.databases or application in self.applications
 
     def statement(self, text: str) -> bool:
-        """Whether this statement is not steered; costs a fingerprint (5 to 80 us) only when some are listed."""
-        return bool(self.fingerprints) and fingerprint(text) in self.fingerprints
+        """Whether this statement, or the query in it, is not steered; costs a fingerprint (5 to 80 us) only when some
+        are listed."""
+        if not self.fingerprints:
+            return False
+        query = carried(text)
+        return fingerprint(text) in self.fingerprints or (query != text and fingerprint(query) in self.fingerprints)
+
+
+def carried(text: str) -> str:
+    """The query in an EXPLAIN or in a PREPARE without parameters; any other text as it is."""
+    return _AROUND.sub("", text, count=1)
 
 
 def fingerprint(text: str) -> str:

@@ -8,7 +8,6 @@ portfolio in its fixed order.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from planner.memory.keys import canonical_params, canonical_path, conditions
 from planner.memory.memory import Memory
 from planner.memory.records import MODEL_ARM, query_key, template_key
 from planner.messages import Answer, Ask
-from planner.policy import TemplateTimes, fingerprint
+from planner.policy import TemplateTimes, carried, fingerprint
 from planner.snapshot import Snapshot, TableInfo
 
 MAX_CONSIDERED: Final = 10_000
@@ -35,9 +34,6 @@ MAX_CANDIDATE_ROWS: Final = 200_000
 """Rows of advice kept for all statements together; they are most of what a candidate takes."""
 MAX_SAMPLED: Final = 200
 STEERED: Final = "steered"
-_EXPLAIN: Final = re.compile(
-    r"\s*explain\b(?:\s*\([^()]*\)|(?:\s+(?:analyze|analyse|verbose)\b)*)\s*(?=(?:select|with|table|values)\b|\()", re.I
-)
 
 
 class NotComputedError(Exception):
@@ -62,7 +58,8 @@ class Verification:
 @dataclass(slots=True)
 class Considered:
     """What an answer is made from. ``facts`` lack the times of the template; ``candidates`` None: not computed yet.
-    ``explains``: what is asked about is an EXPLAIN of the statement that the facts are about."""
+    ``explains``: what is asked about does not run the statement that the facts are about: an EXPLAIN or PREPARE of it,
+    or the DECLARE of a cursor, which is a statement of its own since few of its rows may be fetched."""
 
     facts: Facts
     explains: bool = False
@@ -122,7 +119,7 @@ class Weighing:
         """What is remembered of a statement over one snapshot; 20 to 100 us."""
         text = ask.text.decode(errors="surrogateescape")
         if explains:
-            text = _EXPLAIN.sub("", text, count=1)
+            text = carried(text)
         place = canonical_path(snapshot, path)
         print_of = fingerprint(text)
         params = canonical_params(ask.bind, types)
@@ -162,7 +159,7 @@ class Weighing:
             self._verify(self._verification(considered, choice.verify, snapshot))
         estimated = facts.typical_ms or considered.estimated_ms
         query = b"" if considered.explains else bytes.fromhex(facts.key)
-        # An EXPLAIN names no query, so that it could not be told later that its answer does not hold any more.
+        # It names no query, so that it could not be told later that its answer does not hold any more.
         scope = "once" if choice.once or considered.explains else "values"
         if not choice.arm:
             return Answer(ask.number, reason=choice.reason, scope=scope, estimated_ms=estimated, query=query)

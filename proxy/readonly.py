@@ -22,7 +22,8 @@ _SET_CONFIG = re.compile(rb"\bset_config\b\"?\s*\(\s*")
 _PLAIN_NAME = re.compile(rb"'[a-z_][\w.$]*'\s*,")
 _HIDDEN_NAME = re.compile(rb"\bset\s+(?:session\s+|local\s+)?u&")
 _UPDATES_SETTINGS = re.compile(rb"\bupdate\b.*\bpg_settings\b", re.DOTALL)
-_DYNAMIC = re.compile(rb"(?:\A|;)\s*do\b.*\bexecute\b", re.DOTALL)
+# A block that puts statements together, or whose own text is written in escapes.
+_DYNAMIC = re.compile(rb"(?:\A|;)\s*do\b.*(?:\bexecute\b|\bu&'|\be'[^']*\\)", re.DOTALL)
 _ALTER_SYSTEM = re.compile(rb"\balter\s+system\b")
 
 

@@ -231,6 +231,11 @@ def warnings(settings: ProxySettings) -> list[str]:
         )
     if len(settings.dsn.hosts) > 1 and settings.target_session_attrs == "any":
         found.append("several hosts with target_session_attrs any: writes may go to a standby; set read-write")
+    if len(settings.dsn.hosts) > 1 and settings.target_session_attrs != "any" and settings.auth == "relay":
+        found.append(
+            "auth is relay: clients are sent to the first host that answers, whatever target_session_attrs says, "
+            "since they log in there themselves"
+        )
     if settings.read_only or settings.read_only_users or any(item.read_only for item in settings.listeners):
         found.append("read-only is a guard against accidents: a role that has SELECT only is the real protection")
     if settings.log_literals:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.xdist_group("imports")  # what was parsed is parsed once
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pilotwire", "proxy", "training", "planner", "model_runtime")
@@ -37,8 +40,13 @@ TESTS = sorted(file for folder in ("tests", "benchmarks") for file in (ROOT / fo
 LINES, FUNCTION_LINES = 600, 80
 
 
-def imports(file: Path) -> Iterator[str]:
+@cache
+def imports(file: Path) -> tuple[str, ...]:
     """Every module that `file` imports, anywhere in it, by its full dotted name."""
+    return tuple(_imports(file))
+
+
+def _imports(file: Path) -> Iterator[str]:
     package = file.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -85,8 +93,12 @@ def test_wire_workers_never_load_parsers_or_models() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    trees = {label(file): ast.parse(file.read_text()) for file in MODULES}
-    assert [name for name, tree in trees.items() if tree.body and not ast.get_docstring(tree)] == []
+    silent = []
+    for file in MODULES:
+        tree = ast.parse(file.read_text())
+        if tree.body and not ast.get_docstring(tree):
+            silent.append(label(file))
+    assert silent == []
 
 
 def test_modules_and_functions_stay_small() -> None:

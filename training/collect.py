@@ -54,6 +54,8 @@ FEWEST_GENERATED: Final = 200
 MOST_GENERATED: Final = 1200
 """By default as many statements are made up as the workload has times `GENERATED_EACH`, within these limits."""
 STATEMENTS: Final = 1000
+OTHER_SIZE: Final = 1.5
+"""A database for labelling whose rows are more or fewer by this factor is told of: it is no present copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +272,8 @@ def _check(filled: Filled) -> None:
     skipped = [one for one in filled.skipped if one.reason]
     first = f"; the first: {skipped[0]}" if skipped else ""
     if not filled.workload.queries:
-        raise TrainingError(f"there is no statement to learn from{first}")
+        unused = "; ".join(f"{count} left out: {reason}" for reason, count in filled.left_out.most_common(3))
+        raise TrainingError(f"there is no statement to learn from{f' ({unused})' if unused else first}")
     raise TrainingError(
         f"none of the {filled.statements} statements joins tables of the database {filled.snapshot.database} in a way "
         f"that can be counted{first}"
@@ -305,7 +308,7 @@ def _from_plans(
 
 async def _label(kept: TrainingSet, dsn: str, filled: Filled, limits: Limits, tell: Tell) -> None:
     if limits.label_dsn:
-        await _check_replica(limits.label_dsn, filled.snapshot)
+        filled.notes += await _check_replica(limits.label_dsn, filled.snapshot)
     blocks, workload = filled.collected.blocks, filled.workload
     left = limits.budget
     if limits.explain_share > 0 and left > 0:
@@ -369,11 +372,25 @@ def _candidates(blocks: Sequence[Block], workload: Workload) -> list[Candidate]:
     ]
 
 
-async def _check_replica(dsn: str, snapshot: Snapshot) -> None:
-    """TrainingError when the database for labelling is not the same one."""
-    replica, _ = await catalog(dsn)
+async def _check_replica(dsn: str, snapshot: Snapshot) -> list[str]:
+    """What to know of the database for labelling. TrainingError when it is away or not the same one."""
+    try:
+        replica, _ = await catalog(dsn)
+    except TrainingError as error:
+        raise TrainingError(f"for labelling (--label-dsn): {error}") from None
     if replica.schema_hash != snapshot.schema_hash:
         raise TrainingError(
             f"the database for labelling ({replica.database}) has other tables than {snapshot.database}: it must be a "
             "replica or a copy of it"
         )
+    here, there = (_size(one) for one in (snapshot, replica))
+    if max(here, there) <= OTHER_SIZE * min(here, there):
+        return []
+    return [
+        f"the database for labelling has about {there:,.0f} rows, {snapshot.database} {here:,.0f}: counts of the one "
+        "may not hold for the other"
+    ]
+
+
+def _size(snapshot: Snapshot) -> float:
+    return sum(max(table.rows, 0.0) for table in snapshot.tables.values() if table.kind in "rm") + 1.0

@@ -37,7 +37,10 @@ from training.queries import Query, Skipped, Workload, excerpt
 from training.words import in_words
 
 Array = npt.NDArray[Any]
-UNCOUNTABLE: Final = "its joins cannot be counted: conditions with sub-queries or of outer joins reach all of them"
+UNCOUNTABLE: Final = (
+    "its joins cannot be counted: each is under a condition with a sub-query, of an outer join or on a column that is "
+    "not known"
+)
 GENERATED_WEIGHT: Final = 0.5
 """What a sub-plan of a generated statement counts beside one of the workload's own."""
 

@@ -18,6 +18,7 @@ of its own.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,16 @@ class Trained:
     within: float
     known: Known | None = None
     general: bool = True
+
+
+def check_torch() -> None:
+    """Raises TrainingError where torch is missing; does not load it."""
+    try:
+        there = importlib.util.find_spec("torch") is not None
+    except ValueError:
+        there = False  # kept from being imported
+    if not there:
+        raise TrainingError("this algorithm needs PyTorch: pip install 'pilotwire[mscn]'")
 
 
 def train(
@@ -217,10 +228,9 @@ def _fit(
     stop: threading.Event,
     progress: Callable[[int, int], None] | None,
 ) -> _Fitted:
-    try:
-        import torch
-    except ImportError:
-        raise TrainingError("this algorithm needs PyTorch: pip install 'pilotwire[mscn]'") from None
+    check_torch()
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,6 +20,9 @@ from training.errors import TrainingError
 MAX_FILE_BYTES: Final = 64 << 20
 MAX_STATEMENT_BYTES: Final = 64 << 10  # what the proxy looks into
 EXCERPT: Final = 60
+OWN: Final = "/* counted by pilotwire */"
+"""Stands in the counts that labelling runs, so that they are not taken for the workload: logs have them too, and so has
+pg_stat_statements."""
 _END: Final = Token(-1, -1, "", "")
 _COUNTED: Final = re.compile(r"\s*\d+(?:\.\d+)?(?:[eE]\+?\d+)?\|\|")
 _BLANK: Final = re.compile(r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)+", re.DOTALL)

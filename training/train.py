@@ -160,6 +160,7 @@ async def train_model(
     started = time.monotonic()
     tell = progress or _nobody
     check_writable(out)
+    _check_libraries(kind, algorithm)
     with TrainingSet(training_set or set_path(out)) as kept:
         filled = await fill(
             kept,
@@ -239,6 +240,12 @@ def check_writable(out: Path) -> None:
         raise TrainingError(f"{out} cannot be written: {explain_os(error)}") from None
 
 
+def _check_libraries(kind: Kind, algorithm: Algorithm) -> None:
+    """Before minutes of counting, not after. Raises TrainingError."""
+    if kind == "cardinality" and algorithm == "mscn":
+        importlib.import_module(MSCN_MODULE).check_torch()
+
+
 def build(
     labelled: Labelled,
     kind: Kind,
@@ -296,9 +303,15 @@ def _warnings(filled: Filled, built: Built) -> list[str]:
     ]
     labels = filled.labels
     found = list(filled.notes)
+    if not filled.collected.queries:
+        found.append("none of the workload's own statements could be learned from: only generated ones were")
     if bare:
-        found.append(f"{', '.join(sorted(bare)[:5])}: no statistics; run ANALYZE and train again")
-    if labels.left:
+        found.append(
+            f"{', '.join(sorted(bare)[:5])}: no statistics that this user can see; run ANALYZE and train again"
+        )
+    if filled.arms.left and built.kind == "hints":
+        found.append(f"{filled.arms.left} statements were not tried within the budget: run again to go on")
+    if labels.left and built.kind == "cardinality":
         found.append(f"{labels.left} joins were not counted within the budget: run again to go on, or give more time")
     if labels.failed:
         found.append(f"{labels.failed} counts were refused by the server, the first with: {labels.first_failure}")

@@ -60,7 +60,8 @@ class Template:
         self.digest = blake2b(key, digest_size=16).digest()
         self.tables = joined(key)
         self.repeatable = repeatable(key)
-        self.explains = key.startswith(b"explain")  # its own time says nothing of the query it is about
+        # Its own time says nothing of the query it is about.
+        self.explains = key.startswith((b"explain", b"prepare", b"declare"))
         self.generation = generation
         self.answer: Decision | None = None
         self.barred = ""  # why it can never be steered

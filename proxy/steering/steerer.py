@@ -29,10 +29,11 @@ from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known
 from proxy.steering.answers import decision_of
 from proxy.steering.cache import DecisionCache, Key, Template
 from proxy.steering.client import PlannerClient, Question, Waiter
+from proxy.steering.session import TemporaryNames, start_settings
 from proxy.steering.template import JOINS, SETS, uncommented
 from proxy.wire.looks import look
 from proxy.wire.messages import rows_told
-from proxy.wire.statements import changes_reading
+from proxy.wire.statements import TEMPORARY, changes_reading
 
 LEVELS: Final = {"off": 0, "observe": 1, "shadow": 2, "canary": 3, "on": 4}
 OFF: Final = 0
@@ -70,7 +71,6 @@ _PATH: Final = re.compile(
 )
 # Constants that mean another moment each time they are read: what was prepared yesterday must not be parsed anew.
 _MOMENT: Final = re.compile(rb"(?i)'\s*(?:now|today|tomorrow|yesterday)\s*'")
-_OPTION: Final = re.compile(r"(?:-c\s*|--)([\w.-]+)=((?:[^\s\\]|\\.)*)")
 
 
 class Asking:
@@ -202,6 +202,7 @@ class SessionSteering:
         "_count",
         "_error",
         "_found",
+        "_initial_level",
         "_initial_path",
         "_known",
         "_level",
@@ -214,6 +215,7 @@ class SessionSteering:
         "_scope",
         "_steered",
         "_stopped",
+        "_temporary",
         "_utf8",
         "application",
         "asking",
@@ -235,16 +237,16 @@ class SessionSteering:
         self._cache = owner.cache
         self.database = database
         self.user = user
-        # Settings given in the start-up packet count unless `options` has them too, as in the server.
-        start = {**dict(_OPTION.findall(settings.get("options", ""))), **settings}
+        start = start_settings(settings)
         self.application = start.get("application_name", "")
         self.search_path = self._initial_path = start.get("search_path", "")
         encoding = start.get("client_encoding", "utf8")
-        self._level = LEVELS.get(start.get("pilotwire.mode", "on").lower(), ON)
+        self._level = self._initial_level = LEVELS.get(start.get("pilotwire.mode", "on").lower(), OFF)
         self._local = -1  # the level of a SET LOCAL, until the transaction ends
         self._utf8 = _is_utf8(encoding.encode("utf-8", "surrogateescape"))
         self.conforming = True  # a backslash in a plain string is an ordinary character
         self._reported_path = False
+        self._temporary = TemporaryNames()
         # By what constants are read has changed and may change back unseen: what was prepared must not be parsed anew.
         self._read_anew = False
         self._scope = 0
@@ -271,6 +273,8 @@ class SessionSteering:
         found = look(text)
         if not found:
             return LEAVE_ALONE
+        if found & TEMPORARY:
+            self._temporary.note(text)
         if not found & JOINS or self._owner.level == OFF:
             if found & SETS:
                 self._look_for_settings(text)
@@ -281,6 +285,8 @@ class SessionSteering:
         # Also while steering is off: the statement may outlive that.
         self.text = text
         found = look(text)
+        if found & TEMPORARY:
+            self._temporary.note(text)
         if not found & JOINS:
             if found & SETS:
                 self._look_for_settings(text)
@@ -339,6 +345,8 @@ class SessionSteering:
             return self._left("observe")
         if not (self._utf8 or known.text.isascii()) or not (self.conforming or b"\\" not in known.text):
             return self._left("encoding")
+        if self._temporary.names and self._temporary.named_in(known.plain):
+            return self._left("temporary_table")
         if not self._scope:
             self._scope = self._cache.scope(self.database, self.user, self.application, self.search_path)
         key = (self._scope, known.plain, known.types, bind)
@@ -549,12 +557,14 @@ class SessionSteering:
         self._read_anew = self._read_anew or changes_reading(text)
         if len(text) > 1000:
             return
+        if lower.strip(b"; \t\r\n") == b"discard all":
+            self._temporary.clear()
         everything = b"all" in lower
         if b"pilotwire" in lower or everything:
             for match in _MODE.finditer(text):
                 value = match["value"] or match["config"] or (b"off" if match["bound"] else None)
                 if value is None or value.lower() == b"default":
-                    self._level, self._local = ON, -1
+                    self._level, self._local = self._initial_level, -1
                     continue
                 # What is not understood, a bound value among it, is taken for off: nobody names the mode to be steered.
                 level = LEVELS.get(value.decode("ascii", "replace").lower(), OFF)

@@ -52,6 +52,11 @@ def is_planned_at_bind(text: bytes) -> bool:
     return first_word(text) in _PLANNED_AT_BIND
 
 
+def is_planned_when_run(text: bytes) -> bool:
+    """Not so a PREPARE: what is set around it says nothing of the EXECUTE that plans."""
+    return first_word(text) != b"prepare"
+
+
 def set_local(decision: Decision) -> bytes:
     """Statements that go in front of a text in its own message, where it runs in a transaction of its own."""
     return b"".join(b"SET LOCAL " + name + b"=" + literal(value) + b";" for name, value in decision.settings)

@@ -37,11 +37,14 @@ from proxy.wire.frames import (
 from proxy.wire.messages import message
 from proxy.wire.outcome import TIDYING, Run, SteeredOutcome
 from proxy.wire.prepared import READING_SETTINGS
+from proxy.wire.statements import prepared_name
 
 # The statements of one client that are remembered by name for steering, in bytes of their texts.
 _STATEMENT_BYTES: Final = 256 * 1024
 _PORTALS: Final = 1000  # bound with advice in one transaction and remembered for their positions
 _PLAIN_LIMIT: Final = 4 * 1024  # bytes of a Parse that is kept to know it again
+_REMOVERS: Final = 100  # prepared statements that remove others, remembered by name
+_NAME_LIMIT: Final = 62  # a longer name may have been cut by the server
 # Added to the entry of a Parse whose text is remembered once it has succeeded.
 _KEPT: Final = 0x4000
 
@@ -61,7 +64,7 @@ class _Prepared:
 class SteeredConversation(SteeredOutcome):
     """A backend that belongs to this client alone, and statements that may be steered."""
 
-    __slots__ = ("_pending", "_plain", "_plain_parse", "_succeeded", "_texts", "_texts_size")
+    __slots__ = ("_pending", "_plain", "_plain_parse", "_removers", "_succeeded", "_texts", "_texts_size")
 
     def __init__(self, steering: Steering) -> None:
         super().__init__(steering)
@@ -69,6 +72,7 @@ class SteeredConversation(SteeredOutcome):
         self._texts_size = 0  # with those of `_pending`
         self._pending: deque[_Prepared] = deque()  # one for each entry in ``owed`` that is _KEPT
         self._succeeded: _Prepared | None = None
+        self._removers: dict[bytes, bytes] = {}  # prepared statements that are a DEALLOCATE or DISCARD; their texts
         # The last Parse of the unnamed statement that is not to be steered; its text and types.
         self._plain_parse = b""
         self._plain = (b"", b"")
@@ -111,7 +115,8 @@ class SteeredConversation(SteeredOutcome):
         inside = certain and self.status == IN_TRANSACTION
         settings = decision.settings
         prevented = ""
-        if settings and not (inside or (alone and advice.may_stand_behind_others(text))):
+        placed = inside or (alone and advice.may_stand_behind_others(text))
+        if settings and not (placed and advice.is_planned_when_run(text)):
             prevented = "settings_not_possible_here"
         elif decision.budget_ms and not (decision.approved or alone or inside):
             prevented = "no_budget_possible_here"
@@ -202,9 +207,9 @@ class SteeredConversation(SteeredOutcome):
         self._forget_text(name)
         known = self.steering.known(text, data[text_end + 1 : end])
         if known is None or self._texts_size + len(text) > _STATEMENT_BYTES:
-            if self._texts:
-                self._look_for_deallocate(text)
-            elif known is None and not name and end - pos <= _PLAIN_LIMIT:
+            if _removes(text):
+                self._note_remover(name, text)
+            elif known is None and not name and not self._texts and end - pos <= _PLAIN_LIMIT:
                 self._plain_parse = data[pos:end]
                 self._plain = (text, data[text_end + 1 : end])
             self._owe(PARSE)
@@ -226,7 +231,9 @@ class SteeredConversation(SteeredOutcome):
 
     def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
         if end - pos > 6 and data[pos + 5] == 0x53:
-            self._forget_text(data[pos + 6 : end - 1])
+            name = data[pos + 6 : end - 1]
+            self._forget_text(name)
+            self._removers.pop(name, None)
         elif end - pos > 6 and self._portals:
             self._portals.pop(data[pos + 6 : end - 1], None)
         return None
@@ -242,10 +249,33 @@ class SteeredConversation(SteeredOutcome):
                 prepared.known = None
 
     def _look_for_deallocate(self, text: bytes) -> None:
-        """SQL can give a name another meaning: then nothing is taken for known any more."""
-        lower = text.lower()
-        if b"deallocate" in lower or b"discard" in lower:
+        """SQL can give a name another meaning: it is not taken for known any more, nor is any other unless the text is
+        a DEALLOCATE of that one and nothing else."""
+        if not _removes(text):
+            return
+        found = prepared_name(text)
+        if (
+            found is not None
+            and found.deallocates
+            and not text[found.end :].strip(b"; \t\r\n")
+            and len(found.name) <= _NAME_LIMIT
+            and found.name.isascii()
+        ):
+            self._forget_text(found.name)
+        else:
             self._forget_texts()
+
+    def _note_remover(self, name: bytes, text: bytes) -> None:
+        """It removes others whenever it is run. Names are kept until they are closed, since a Parse may fail."""
+        self._look_for_deallocate(text)
+        if len(self._removers) < _REMOVERS or name in self._removers:
+            self._removers[name] = text if len(text) <= _PLAIN_LIMIT else b"discard"
+
+    def _remove_bound(self, name: bytes) -> None:
+        """A statement is bound that is not to be steered: it may remove others."""
+        text = self._removers.get(name, b"discard" if len(self._removers) >= _REMOVERS else b"")
+        if text:
+            self._look_for_deallocate(text)
 
     def _forget_texts(self) -> None:
         for known in self._texts.values():
@@ -289,6 +319,8 @@ class SteeredConversation(SteeredOutcome):
         name_end = data.find(0, portal_end + 1, end) if portal_end >= 0 else -1
         name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
         known = self._text_of(name) if name_end >= 0 else None
+        if known is None and self._removers:
+            self._remove_bound(name)
         decision = self._judge_bind(known, data, pos, name_end + 1, end)
         if decision is UNDECIDED:
             return SUSPENDED
@@ -333,8 +365,9 @@ class SteeredConversation(SteeredOutcome):
             until = advice.alone_until(data, pos)
         settings = decision.settings
         planned = not settings or advice.is_planned_at_bind(known.text)
-        if not (planned or alone) or not (decision.approved or until or not decision.budget_ms):
-            self._prevented("no_budget_possible_here" if planned or alone else "settings_not_possible_here")
+        possible = planned or (alone and advice.is_planned_when_run(known.text))
+        if not possible or not (decision.approved or until or not decision.budget_ms):
+            self._prevented("no_budget_possible_here" if possible else "settings_not_possible_here")
             return self._bind_as_it_is(data, pos, end, portal_end, known, name)
         run = Run(decision, known.text, name, alone)
         if until:
@@ -456,3 +489,9 @@ class SteeredConversation(SteeredOutcome):
             # Parsed anew for the advice, the constants of what was prepared before would mean something else now.
             self._forget_texts()
         return super()._parameter_status(data, pos, end, head)
+
+
+def _removes(text: bytes) -> bool:
+    """Whether a text may free the name of a prepared statement; 0.2 us for a short one."""
+    lower = text.lower()
+    return lower.find(b"deallocate") >= 0 or lower.find(b"discard") >= 0

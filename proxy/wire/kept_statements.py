@@ -12,7 +12,7 @@ from typing import Final
 from proxy.steering import Steering
 from proxy.wire import messages
 from proxy.wire.entries import OWN
-from proxy.wire.frames import CLOSE, FAILED, PARSE
+from proxy.wire.frames import CLOSE, FAILED, PARSE, SYNC
 from proxy.wire.messages import message
 from proxy.wire.prepared import Statement, StatementRegistry
 from proxy.wire.session_state import SessionState
@@ -52,6 +52,7 @@ class KeptStatements(SessionState):
         "_contested",
         "_deallocating",
         "_gone",
+        "_in_flight",
         "_named",
         "_named_bytes",
         "_named_limit",
@@ -78,6 +79,8 @@ class KeptStatements(SessionState):
         self._unnamed: Statement | None = None
         # One entry for each Parse and Close in ``owed``: what to undo when the server never gets to it.
         self._changes: deque[Change] = deque()
+        # Parses of ours that are not answered yet, by our name: behind a Sync nobody knows whether they were read.
+        self._in_flight: dict[bytes, Change] = {}
         # What an EXECUTE or DEALLOCATE that was prepared is about: (client's name of it, our name of it) -> that name.
         self._targets: dict[tuple[bytes, bytes], bytes] = {}
         self._deallocating: list[bytes] = []  # the names that DEALLOCATEs which were bound are about
@@ -99,7 +102,7 @@ class KeptStatements(SessionState):
         """What must be sent first for the backend to have this statement."""
         assert self.backend is not None
         prepared = self.backend.prepared
-        if prepared.use(statement):
+        if prepared.use(statement) and not (self._in_flight and self._unsure_of(statement.name)):
             return b""
         self.reprepared += 1
         before = b""
@@ -108,7 +111,25 @@ class KeptStatements(SessionState):
             before = self._evict([statement])
         before += self._evict(prepared.add(statement))
         self._change(PARSE | OWN, None, statement)
+        self._note_in_flight(statement.name)
         return before + statement.parse_message(statement.name)
+
+    def _unsure_of(self, name: bytes) -> bool:
+        """Whether a Parse of ours for this name may have been passed over, after an error in front of it, by the time
+        that the server gets to what is sent now."""
+        return name in self._in_flight and SYNC in self.owed
+
+    def _note_in_flight(self, name: bytes) -> None:
+        if not self._skipping:
+            self._in_flight[name] = self._changes[-1]
+
+    def _landed(self, change: Change) -> None:
+        """A Parse of ours has been answered, or never will be."""
+        name = change.statement.name if change.name is None and change.statement is not None else b""
+        if not self._changes:
+            self._in_flight.clear()
+        elif self._in_flight.get(name) is change:
+            del self._in_flight[name]
 
     def _stand_in(self, statement: Statement) -> bytes:
         """Makes its name be there, whatever it stands for: an empty text can be prepared at any time."""
@@ -123,11 +144,12 @@ class KeptStatements(SessionState):
 
     def _ensure_unnamed(self, statement: Statement) -> bytes:
         assert self.backend is not None
-        if self.backend.prepared.unnamed is statement:
+        if self.backend.prepared.unnamed is statement and not (self._in_flight and self._unsure_of(b"")):
             return b""
         self.reprepared += 1
         self.backend.prepared.unnamed = statement
         self._change(PARSE | OWN, b"", statement)
+        self._note_in_flight(b"")
         return statement.parse_message(b"")
 
     def _without_unnamed(self, original: bytes) -> bytes | None:

@@ -21,6 +21,7 @@ from proxy.wire.frames import (
     CLOSE_COMPLETE,
     COMMAND_COMPLETE,
     DESCRIBE,
+    ERROR,
     FAILED,
     HEADER,
     HOLD_LIMIT,
@@ -65,7 +66,7 @@ _WATCHED: Final = table_of(ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, C
 class PooledConversation(KeptStatements):
     """One client in transaction pooling, with its prepared statements."""
 
-    __slots__ = ("_usual", "_usual_parse", "backend_ends")
+    __slots__ = ("_bound", "_usual", "_usual_parse", "backend_ends")
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class PooledConversation(KeptStatements):
         self._names_pass = False
         self._watched = _WATCHED
         self.backend_ends = False  # the server said so, behind the end of a transaction
+        self._bound = b""  # the name that the client bound last: several may stand for one statement
         # The last Parse of the unnamed statement, if it means the same whenever it comes, and what it changes then.
         self._usual: Change | None = None
         self._usual_parse = b""
@@ -292,6 +294,7 @@ class PooledConversation(KeptStatements):
         self._owe(BIND)
         if not name:
             return before + data[pos:end] if before else None
+        self._bound = name
         length = read_i32_be(data, pos + 1) + len(statement.name) - len(name)
         name_end = portal_end + 1 + len(name)
         return b"".join(
@@ -357,6 +360,8 @@ class PooledConversation(KeptStatements):
 
     def _named_change(self) -> None:
         change = self._changes.popleft()
+        if self._in_flight:
+            self._landed(change)
         if not change.entry & TAKEN:
             return
         name, statement = change.name, change.statement
@@ -376,8 +381,12 @@ class PooledConversation(KeptStatements):
         changes = self._changes
         noted = [at for at, entry in enumerate(entries) if entry & KIND in (PARSE, CLOSE) or entry & _NOTED]
         undone = [(at, changes.popleft()) for at in noted if changes]
+        unnamed = self._unnamed
         for at, change in reversed(undone):
+            self._landed(change)
             self._undo(change, failed=at == 0)
+        if changes:
+            self._amend([change for _, change in undone], unnamed)
         if any(entry & KIND == QUERY for entry in entries):
             self.backend.prepared.unnamed = UNKNOWN
         if undone and changes:
@@ -387,6 +396,21 @@ class PooledConversation(KeptStatements):
                     self.backend.prepared.unnamed = UNKNOWN
                 elif change.statement is not None:
                     self.backend.prepared.doubt(change.statement)
+
+    def _amend(self, undone: list[Change], unnamed: Statement | None) -> None:
+        """What the client sent behind messages that were undone: to take it back too leads to what was before those.
+        ``unnamed`` is what its unnamed statement was believed to be."""
+        changes = self._changes
+        never = {change.name: change.statement for change in undone if change.entry == PARSE and change.name}
+        before = any(change.name == b"" and not change.entry & OWN for change in undone)
+        for at, change in enumerate(changes):
+            if change.name == b"" and before and not change.entry & OWN:
+                statement = change.statement if change.entry == PARSE else self._unnamed
+                changes[at] = Change(change.entry, b"", statement, self._unnamed)
+                self._unnamed = unnamed
+                before = False
+            elif change.name and never.pop(change.name, None) and change.entry & KIND != PARSE:
+                changes[at] = Change(change.entry, change.name)  # closes what has never been there
 
     def _undo(self, change: Change, *, failed: bool) -> None:
         """Takes back what a message changed here that the server refused (``failed``) or never looked at."""
@@ -430,13 +454,16 @@ class PooledConversation(KeptStatements):
             if _MISSING not in data[pos:end]:
                 self._undo(change, failed=True)
         edited = super()._error(data, pos, end, head)
-        if edited is not None or head == QUERY | OWN:
+        if head == QUERY | OWN or (edited is not None and not _is_error(edited)):
             return edited
-        body = data[pos + 5 : end]
+        body = data[pos + 5 : end] if edited is None else edited[5:]
         if _OUTDATED in body:
             self.registry.renew()
         if self.registry.prefix not in body:
-            return None
+            return edited
+        bound = self._named.get(self._bound)
+        if bound is not None and about is None:
+            body = body.replace(b'"' + bound.name + b'"', b'"' + self._bound + b'"')
         for name, statement in self._named.items():
             if about is None or self._named.get(about) is statement:
                 body = body.replace(b'"' + statement.name + b'"', b'"' + (about or name) + b'"')
@@ -476,14 +503,14 @@ class PooledConversation(KeptStatements):
 
     def _outlive_discard(self) -> None:
         """What the client prepared behind the statement that discarded everything is still to come; what it closed
-        there is gone already."""
+        there is gone already, unless it was prepared there."""
         changes, self._changes = self._changes, deque()
         for change in changes:
             entry, name, statement = change.entry, change.name, change.statement
             if name == b"" or entry & TAKEN:
                 self._changes.append(change)
             elif entry & KIND != PARSE:
-                self._changes.append(Change(entry, name))
+                self._changes.append(Change(entry, name, self._forget(name) if name is not None else None))
             else:
                 if statement is not None and self.backend is not None:
                     self.backend.prepared.doubt(statement)
@@ -491,6 +518,11 @@ class PooledConversation(KeptStatements):
                         self._named[name] = statement
                         self._named_bytes += statement.size
                 self._changes.append(change)
+
+
+def _is_error(data: bytes) -> bool:
+    """Whether this is one ErrorResponse and nothing else."""
+    return len(data) > 5 and data[0] == ERROR and read_i32_be(data, 1) == len(data) - 1
 
 
 def _names_statement(data: bytes, pos: int, end: int) -> bool:

@@ -12,8 +12,7 @@ from rich.console import Console
 
 from benchmarks import never_loses, saboteur
 from benchmarks.never_loses_results import DIRECT, ORACLE, STEERED, Kind, Results, Timings, show
-from model_runtime import bundle
-from tests.support.models import cardinality_model
+from tests.support.models import cardinality_model, load_model
 
 
 def kind(*timings: Timings, model: str = "honest") -> Kind:
@@ -108,7 +107,7 @@ def test_tables_and_json() -> None:
 def test_the_saboteur_passes_all_checks_and_tells_nonsense(tmp_path: Path) -> None:
     cardinality_model(tmp_path / "honest.onnx", ranges={"tables": (0.0, 1.0)})
     saboteur.write(tmp_path / "honest.onnx", tmp_path / "saboteur.onnx")
-    model = bundle.load(tmp_path / "saboteur.onnx")
+    model = load_model(tmp_path / "saboteur.onnx")
     assert model.manifest.name == "saboteur"
     assert not model.manifest.ranges
     rows = np.random.default_rng(1).random((200, 3), np.float32)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pilotwire.conftest import Refused
 from tests.pilotwire.test_train_command import ENVIRONMENT
 from tests.support.postgres import Postgres
 from tests.training import shop
@@ -56,21 +57,25 @@ def test_collected_then_trained(dsn: str, tmp_path: Path) -> None:
     assert (report["training_set"], report["algorithm"]) == (str(place), "gbdt")
 
 
-def test_what_goes_wrong_is_one_line(dsn: str, tmp_path: Path) -> None:
+def test_what_goes_wrong_is_one_line(dsn: str, tmp_path: Path, refused: Refused) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     place = tmp_path / "set"
     cases: list[tuple[list[str | Path], int, str]] = [
         (["--upstream", dsn], 2, "Missing option '--set'"),
         (["--upstream", dsn, "--set", place, "--generate", "0"], 1, "there is no statement to learn from"),
-        (["--upstream", dsn, "--set", blocked, "--queries", blocked], 1, "holds no statement"),
         (["--upstream", dsn, "--set", place, "--log", tmp_path / "none"], 1, "none cannot be read"),
         (["--upstream", dsn, "--set", place, "--pg-stat-statements"], 1, "pg_stat_statements is not installed"),
         (["--upstream", dsn, "--set", place, "--store", f"sqlite:///{tmp_path}/none.db"], 1, "what the proxy saw"),
     ]
     for arguments, code, message in cases:
-        done = run("collect", *arguments)
-        assert done.returncode == code, done.stderr
-        assert message in done.stderr.splitlines()[-1]
-        assert done.stderr.splitlines()[-1].startswith("pilotwire: ")
-        assert "Traceback" not in done.stderr
+        ended, lines = refused("collect", *arguments)
+        assert ended == code, lines
+        assert message in lines[-1]
+        assert lines[-1].startswith("pilotwire: ")
+        assert "Traceback" not in "".join(lines)
+    done = run("collect", "--upstream", dsn, "--set", blocked, "--queries", blocked)
+    assert done.returncode == 1, done.stderr
+    assert "holds no statement" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("pilotwire: ")
+    assert "Traceback" not in done.stderr

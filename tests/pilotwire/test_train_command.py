@@ -8,12 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from pilotwire.train_command import _summarise
+from tests.pilotwire.conftest import Refused
 from tests.support.postgres import Postgres
 from tests.training import shop
+from training.train import Report
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PILOTWIRE_")}
 
@@ -93,21 +99,40 @@ def test_interrupted(dsn: str, queries: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_what_goes_wrong_is_one_line(dsn: str, queries: Path, tmp_path: Path) -> None:
+def test_a_model_of_settings_speaks_of_arms_and_not_of_joins(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing: dict[str, Any] = {field.name: 0 for field in fields(Report)}
+    some = {"kind": "hints", "queries": 9, "counts_left": 7, "arms_measured": 4, "arms_left": 5, "splits": {}}
+    _summarise(Report(**nothing | some | {"notes": {}, "skipped": (), "warnings": ()}), Console(width=80))
+    shown = capsys.readouterr().out
+    assert "queries    9 read, 4 learned from" in shown
+    assert "arms       4 statements measured, 5 left; 0 s" in shown
+    assert "joins " not in shown
+
+
+def test_what_goes_wrong_is_one_line(dsn: str, queries: Path, tmp_path: Path, refused: Refused) -> None:
     out = tmp_path / "shop.onnx"
     cases: list[tuple[list[str | Path], int, str]] = [
         (["--queries", queries, "--out", out], 2, "Missing option '--upstream'"),
         (["--upstream", dsn, "--queries", tmp_path / "none", "--out", out], 1, "cannot be read: No such file"),
-        (["--upstream", dsn, "--queries", queries, "--out", tmp_path], 1, "is a folder"),
         (["--upstream", "postgresql://x@127.0.0.1:1/x", "--queries", queries, "--out", out], 1, "cannot be reached"),
         (["--upstream", dsn, "--queries", queries, "--out", out, "--budget", "-1"], 2, "Invalid value for '--budget'"),
         (["--upstream", dsn, "--out", out], 2, "name a file of queries, or another source"),
         (["--upstream", dsn, "--queries", queries, "--out", out, "--kind", "x"], 2, "Invalid value for '--kind'"),
+        (
+            ["--upstream", dsn, "--queries", queries, "--out", out, "--kind", "hints", "--algorithm", "mscn"],
+            2,
+            "it is for models of rows",
+        ),
     ]
     for arguments, code, message in cases:
-        done = run(*arguments)
-        assert done.returncode == code
-        assert message in done.stderr.splitlines()[-1]
-        assert done.stderr.splitlines()[-1].startswith("pilotwire: ")
-        assert "Traceback" not in done.stderr
+        ended, lines = refused("train", *arguments)
+        assert ended == code, lines
+        assert message in lines[-1]
+        assert lines[-1].startswith("pilotwire: ")
+        assert "Traceback" not in "".join(lines)
+    done = run("--upstream", dsn, "--queries", queries, "--out", tmp_path)
+    assert done.returncode == 1
+    assert "is a folder" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("pilotwire: ")
+    assert "Traceback" not in done.stderr
     assert not out.exists()

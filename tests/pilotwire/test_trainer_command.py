@@ -47,7 +47,7 @@ def test_the_status_tells_what_is_set_aside_and_retry_takes_it_up(
     shown = capsys.readouterr().out
     assert "the trainer does not run" in shown
     assert f"{failed.id}  set aside  the schedule" in shown
-    assert "1 attempts failed, the last with: the disk is full" in shown
+    assert "1 attempt failed with: the disk is full" in shown
     assert "kept: it is not better by 5%" in shown
     state = str(tmp_path / "trainer")
     assert run_program(["trainer", "status", "--json", "--state", state]) == 0
@@ -58,6 +58,8 @@ def test_the_status_tells_what_is_set_aside_and_retry_takes_it_up(
     assert run_program(["trainer", "retry", failed.id]) == 0
     assert jobs.get(failed.id).state == "waiting"  # type: ignore[union-attr]
     capsys.readouterr()
+    assert run_program(["trainer", "status"]) == 0
+    assert "to be tried again; it failed with: the disk is full\n" in capsys.readouterr().out
     assert run_program(["trainer", "retry", failed.id]) == 1
     assert capsys.readouterr().err == f"pilotwire: no job {failed.id} is set aside\n"
 

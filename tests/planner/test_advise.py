@@ -14,8 +14,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from model_runtime import bundle
-from model_runtime.limits import Limits
 from model_runtime.manifest import Abstention, KnownTemplates, Vocabulary
 from model_runtime.runner import Model, ModelError
 from planner.advise import NOTHING, Models, Options, Outcome, Reason, advise, best_arm, relation_hash
@@ -29,7 +27,7 @@ from planner.snapshot import Snapshot
 from planner.sql import read
 from planner.subplans import MOST_PAIRS
 from planner.templates import digest, template
-from tests.support.models import cardinality_model, hints_model, saboteur_model
+from tests.support.models import cardinality_model, hints_model, load_model, saboteur_model
 from tests.support.postgres import Postgres
 from tests.support.shop import QUERY, SCHEMA, constant_model
 
@@ -56,7 +54,7 @@ def snapshot(hinted_postgres: Postgres, shop: str) -> Snapshot:
 
 
 def model(folder: Path, log_ratio: float = 2.0, **manifest: Any) -> Model:
-    return bundle.load(constant_model(folder, log_ratio=log_ratio, **manifest), Limits())
+    return load_model(constant_model(folder, log_ratio=log_ratio, **manifest))
 
 
 def arms(folder: Path, *ratios: float, **manifest: Any) -> Model:
@@ -65,7 +63,7 @@ def arms(folder: Path, *ratios: float, **manifest: Any) -> Model:
     hints_model(
         path, arms=ARMS, log_latency_ratios=ratios, features=flat.NAMES, featurizer=("flat", flat.VERSION), **values
     )
-    return bundle.load(path, Limits())
+    return load_model(path)
 
 
 def decide(sql: str, snapshot: Snapshot, models: Models, **options: Any) -> Outcome:
@@ -312,7 +310,7 @@ def test_a_changed_schema_switches_off_what_changed(snapshot: Snapshot, tmp_path
 def test_a_model_of_another_featurizer_is_left_alone(snapshot: Snapshot, tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
     cardinality_model(path, featurizer=("flat", "0.0.1"))
-    outcome = decide(QUERY, snapshot, Models(bundle.load(path, Limits())))
+    outcome = decide(QUERY, snapshot, Models(load_model(path)))
     assert outcome.reason == Reason.UNKNOWN_FEATURIZER
 
 
@@ -320,7 +318,7 @@ def test_a_model_that_fails_is_an_error_for_the_caller_to_catch(snapshot: Snapsh
     path = tmp_path / "nan.onnx"
     saboteur_model(path, "nan", features=flat.NAMES)
     with pytest.raises(ModelError):
-        decide(QUERY, snapshot, Models(bundle.load(path, Limits())))
+        decide(QUERY, snapshot, Models(load_model(path)))
 
 
 def test_a_model_of_settings_chooses_the_best_arm_by_a_margin(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -387,7 +385,7 @@ def test_a_model_of_statements_may_be_told_the_plan(snapshot: Snapshot, tmp_path
         featurizer=("statement", statement.VERSION),
         clip=(-10.0, 10.0),
     )
-    models = Models(hints=bundle.load(path, Limits()))
+    models = Models(hints=load_model(path))
     plan = {"Node Type": "Seq Scan", "Total Cost": 10.0, "Startup Cost": 0.0, "Plan Rows": 5}
     assert decide(QUERY, snapshot, models, plan=plan).arm == "no_nestloop"
     assert decide(QUERY, snapshot, models).reason == Reason.NO_CHANGE

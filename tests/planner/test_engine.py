@@ -111,6 +111,9 @@ def test_fingerprints_opt_out_in_either_case(store: ModelStore) -> None:
     engine = make(store, fingerprints_off=(fingerprint(QUERY).upper(),))
     answer = engine.answer(ask(QUERY.replace("'north'", "'south'")), SNAPSHOT, 0)
     assert _reason(answer) == ("opted_out", "template")
+    # What shows its plan, and what runs it later, is left alone with it.
+    for around in ("EXPLAIN ", "explain (analyze, costs off) ", "PREPARE p AS "):
+        assert engine.answer(ask(around + QUERY), SNAPSHOT, 0).reason == "opted_out"
 
 
 def test_a_refused_statement_is_left_alone_whatever_its_values(store: ModelStore) -> None:

@@ -141,11 +141,13 @@ def test_explain_shows_what_is_in_use_and_teaches_nothing(store: ModelStore) -> 
     before = server.answer(explained)
     assert (before.reason, before.scope, before.query) == ("nothing_in_use", "once", b"")
     in_use = server.run(ask(QUERY), {MODEL_ARM: 20.0})
-    for text in ("EXPLAIN (COSTS OFF, VERBOSE) ", "explain analyze ", "EXPLAIN "):
+    for text in ("EXPLAIN (COSTS OFF, VERBOSE) ", "explain analyze ", "EXPLAIN ", 'prepare "a ""b" as '):
         shown = server.answer(ask(text + QUERY, template=b"e"))
         assert (shown.prefix, shown.query, shown.share) == (in_use.prefix, b"", 1.0)
         # Nobody could tell a worker later that this does not hold any more.
         assert shown.scope == "once"
+    # Of a cursor's rows perhaps few are fetched: what is known of the whole query is no evidence.
+    assert server.answer(ask("DECLARE c CURSOR FOR " + QUERY, template=b"d")).reason == "nothing_in_use"
     assert len(server.memory) == 1
 
 

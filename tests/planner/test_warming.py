@@ -6,14 +6,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from model_runtime import bundle
-from model_runtime.limits import Limits
 from model_runtime.manifest import Vocabulary
 from planner.advise import Models, advise
 from planner.snapshot import Sample, Snapshot
 from planner.sql import read
 from planner.warming import warm
 from tests.planner.test_engine import SNAPSHOT
+from tests.support.models import load_model
 from tests.support.shop import constant_model
 
 JOIN = "public.customers.id = public.orders.customer_id"
@@ -28,7 +27,7 @@ def sampled() -> Snapshot:
 
 
 def models(folder: Path, *joins: str) -> Models:
-    return Models(bundle.load(constant_model(folder, vocabulary=Vocabulary(joins=joins)), Limits()))
+    return Models(load_model(constant_model(folder, vocabulary=Vocabulary(joins=joins))))
 
 
 def test_a_statement_finds_everything_computed(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ async def _make_roles(server: TlsServer) -> None:
         host=server.host, port=server.port, user="postgres", database="postgres", ssl=False
     )
     try:
-        await connection.execute(ROLES + "CREATE ROLE cert_user LOGIN;")
+        await connection.execute(
+            ROLES + "CREATE ROLE cert_user LOGIN; CREATE ROLE tls_only LOGIN; CREATE ROLE clear_only LOGIN;"
+        )
     finally:
         await connection.close()

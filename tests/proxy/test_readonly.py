@@ -26,6 +26,8 @@ ROUTES = [
     "PREPARE sneaky AS SELECT set_config($1, 'off', false)",
     "UPDATE pg_settings SET setting = 'off' WHERE name LIKE 'default%read_only'",
     "DO $$BEGIN EXECUTE 'SET default_tra' || 'nsaction_read_only = off'; END$$",
+    "DO E'BEGIN \\x45XECUTE ''SET default_transaction_read_\\x6fnly = off''; END'",
+    "DO LANGUAGE plpgsql U&'BEGIN \\0045XECUTE ''SET default_transaction_read_\\006fnly = off''; END'",
     "ALTER SYSTEM SET work_mem = '8MB'",
 ]
 HARMLESS = [

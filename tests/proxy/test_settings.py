@@ -152,6 +152,10 @@ def test_refuses_what_cannot_work(values: dict[str, Any], words: str) -> None:
         ({"session_reuse": True, "pool_mode": "transaction"}, "no effect"),
         ({"upstream": "postgresql://u:p@db/x"}, "read along"),
         ({"upstream": "postgresql://u:p@127.0.0.1,localhost/x"}, "read-write"),
+        (
+            {"upstream": "postgresql://u:p@a,b/x", "auth": "relay", "target_session_attrs": "primary"},
+            "whatever target_session_attrs says",
+        ),
         ({"upstream": UPSTREAM + "?gssencmode=disable"}, "gssencmode"),
         ({"read_only": True}, "SELECT only"),
         ({"log_literals": True}, "log_literals"),

@@ -4,13 +4,15 @@
 ``weights={"feature": 0.5}`` one that is linear in its features; ``sets_model`` and ``hints_model`` are the other kinds.
 ``saboteur_model`` misbehaves after it has passed the checks. All return the manifest. Further keywords go into the
 manifest (``schema_hash``, ``ranges``, ``clip``, ``abstention``, ``vocabulary``, ``trained_at``). ``flat_graph`` and
-``manifest_for`` are the two halves, for a file that is wrong on purpose.
+``manifest_for`` are the two halves, for a file that is wrong on purpose. ``load_model(path)`` loads any.
 """
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +21,27 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from model_runtime import bundle
+from model_runtime.check_process import CheckProcess
 from model_runtime.limits import Limits
 from model_runtime.manifest import MEANINGS, Featurizer, Kind, Manifest, SetFeatures
+from model_runtime.runner import Model
 
 FEATURES = ("tables", "joins", "filters")
 Behaviour = Literal["random", "nan", "slow"]
 OPSET = 21
 PATIENT = Limits(batch_ms=60_000, check_seconds=60)
+
+
+def load_model(path: Path) -> Model:
+    """``bundle.load`` with all its checks, in one checking process for all tests: starting one takes longer."""
+    return bundle.load(path, checker=_checker())
+
+
+@cache
+def _checker() -> CheckProcess:
+    checker = CheckProcess()
+    atexit.register(checker.close)
+    return checker
 
 
 def cardinality_model(

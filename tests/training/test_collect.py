@@ -97,8 +97,16 @@ async def test_labels_come_from_the_replica(postgres: Postgres, shop_dsn: str, t
     postgres.sql(f"{shop.SCHEMA} DELETE FROM orders WHERE id > 1000; ANALYZE", database)
     text = "SELECT count(*) FROM customers c JOIN orders o ON c.id = o.customer_id"
     limits = Limits(label_dsn=postgres.dsn(database))
-    _, kept = await run(tmp_path / "set", shop_dsn, Sources(workload([text])), limits)
+    filled, kept = await run(tmp_path / "set", shop_dsn, Sources(workload([text])), limits)
     assert list(kept.rows.values()) == [1000]
+    assert filled.notes == []
+
+    postgres.sql("TRUNCATE items; ANALYZE", database)
+    filled, _ = await run(tmp_path / "set", shop_dsn, Sources(workload([text])), limits)
+    assert "counts of the one may not hold for the other" in filled.notes[0]
+    away = Limits(label_dsn="postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(TrainingError, match=r"for labelling \(--label-dsn\): the database cannot be reached"):
+        await run(tmp_path / "set", shop_dsn, Sources(workload([text])), away)
 
     other = postgres.create_database()
     with pytest.raises(TrainingError, match=r"has other tables than .*: it must be a replica or a copy of it"):
@@ -173,5 +181,9 @@ async def test_a_database_that_goes_away_while_queries_are_run(start_postgres: S
 
 
 async def test_nothing_to_learn_from(shop_dsn: str, tmp_path: Path) -> None:
+    log = tmp_path / "postgresql.log"
+    log.write_text("2025-01-01 LOG:  statement: SELECT 1\n2025-01-01 LOG:  statement: EXPLAIN SELECT 1\n")
+    with pytest.raises(TrainingError, match=r"\(1 left out: (no join of tables|it is an EXPLAIN); 1 left out: "):
+        await run(tmp_path / "set", shop_dsn, Sources(logs=(log,)))
     with pytest.raises(TrainingError, match="there is no statement to learn from"):
         await run(tmp_path / "set", shop_dsn, Sources())

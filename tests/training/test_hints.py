@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_runtime import bundle
-from model_runtime.limits import Limits
 from model_runtime.runner import session
 from planner import Planner
 from planner.features import statement
 from planner.memory.arms import PORTFOLIO
 from planner.snapshot import Snapshot
+from tests.support.models import load_model
 from tests.support.mscn_model import save
 from tests.training import shop
 from training.dataset import ArmRun, Labelled
@@ -218,7 +217,7 @@ async def test_it_is_served(shop_dsn: str, shop_snapshot: Snapshot, tmp_path: Pa
     assert choices.slower == 0
     assert choices.after < 0.8 * choices.before
     save(tmp_path / "arms.onnx", built(trained, data), "arms")
-    assert bundle.load(tmp_path / "arms.onnx", Limits()).manifest.arms == {"no_nestloop": PORTFOLIO["no_nestloop"]}
+    assert load_model(tmp_path / "arms.onnx").manifest.arms == {"no_nestloop": PORTFOLIO["no_nestloop"]}
     reasons: dict[str, int] = {}
     async with await Planner.connect(shop_dsn, models=tmp_path) as planner:
         stock = replace(planner.snapshot, capabilities=frozenset())

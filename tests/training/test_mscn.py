@@ -11,14 +11,13 @@ import asyncpg
 import numpy as np
 import pytest
 
-from model_runtime import bundle
-from model_runtime.limits import Limits
 from model_runtime.runner import session
 from planner import Planner
 from planner.features import sets
 from planner.subplans import connected
 from tests.planner.features import shop
 from tests.support import mscn_model
+from tests.support.models import load_model
 from tests.support.postgres import Postgres
 from tests.support.shop import QUERY, SCHEMA
 from training.errors import TrainingError
@@ -26,6 +25,8 @@ from training.gbdt import q_errors
 from training.mscn import Settings, Stopped, Trained, built, fit
 from training.mscn_data import Counted, SetDataset, encode
 from training.mscn_graph import graph
+from training.train import Limits as Budgets
+from training.train import Sources, train_model
 
 QUICK = Settings(folds=3, members=2, hidden=16, epochs=25, batch=64)
 
@@ -84,7 +85,7 @@ def test_the_small_file_is_good_and_the_same_each_time(data: SetDataset, tmp_pat
     one, two, three = ((tmp_path / f"{name}.onnx").read_bytes() for name in ("one", "two", "three"))
     assert one == two != three
     assert len(one) < 100_000
-    model = bundle.load(tmp_path / "one.onnx", Limits())
+    model = load_model(tmp_path / "one.onnx")
     predicted = model.predict(data.inputs(np.arange(len(data))))["log_ratio"]
     assert q_errors(data.target, predicted)[1] < 0.8 * q_errors(data.target)[1]
     assert model.manifest.featurizer.options == {"bitmap": mscn_model.BITMAP}
@@ -241,6 +242,14 @@ def test_what_it_needs(data: SetDataset, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(TrainingError, match=r"pip install 'pilotwire\[mscn\]'"):
         fit(data, seed=0)
+
+
+async def test_a_missing_library_is_told_before_anything_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(TrainingError, match=r"pip install 'pilotwire\[mscn\]'"):
+        await train_model("postgresql://none", tmp_path / "m.onnx", Sources(), Budgets(), algorithm="mscn")
 
 
 def _few() -> list[Counted]:

@@ -6,24 +6,29 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import numpy as np
 import pytest
 
-from model_runtime import bundle
 from planner.features import flat
 from planner.snapshot import Snapshot
+from tests.support.models import load_model
 from tests.support.postgres import Postgres
 from tests.training import shop
 from training import train as module
-from training.dataset import Dataset, assemble, collect
+from training.dataset import Collected, Dataset, assemble, collect
 from training.errors import TrainingError
+from training.explained import Harvested
 from training.gbdt import Settings, Trained, train
+from training.labels import Labels
+from training.labels_arms import ArmTimes
 from training.model_file import LEAST_DEVIATION
 from training.queries import read_file
 from training.steps import Step
-from training.train import Limits, Sources, set_path, train_baseline, train_model
+from training.train import Limits, Sources, _warnings, set_path, train_baseline, train_model
 from training.training_set import TrainingSet
 
 QUICK = Settings(folds=3, members=1, rounds=60, rate=0.15, deviation_rounds=10)
@@ -63,7 +68,7 @@ async def test_from_end_to_end(
     assert {step.name for step in steps} >= {"counting joins", "growing trees"}
     assert json.loads(json.dumps(report.as_json()))["splits"]["templates"]["q_error"]["p90"]["native"] > 1
 
-    model = bundle.load(out)
+    model = load_model(out)
     assert report.file_bytes == out.stat().st_size
     assert model.label == report.model
     assert model.name == "shop-1"
@@ -114,7 +119,7 @@ async def test_a_training_set_lends_labels_but_no_statements(
         shop_dsn, tmp_path / "c.onnx", Sources(), Limits(), generate=0, training_set=place, settings=QUICK
     )
     assert (third.queries, third.counts_known) == (51, first.counts)
-    assert (bundle.load(tmp_path / "c.onnx").label, third.training_set) == (third.model, str(place))
+    assert (load_model(tmp_path / "c.onnx").label, third.training_set) == (third.model, str(place))
 
 
 async def test_few_queries_are_enough_with_generated_ones(shop_dsn: str, tmp_path: Path) -> None:
@@ -123,7 +128,7 @@ async def test_few_queries_are_enough_with_generated_ones(shop_dsn: str, tmp_pat
     report = await train_baseline(shop_dsn, few, tmp_path / "model.onnx", generate=40, settings=QUICK)
     assert report.queries_learned <= 1
     assert report.sub_plans_generated > 40
-    assert bundle.load(tmp_path / "model.onnx").label == report.model
+    assert load_model(tmp_path / "model.onnx").label == report.model
 
 
 async def test_cancelled_training_keeps_the_counts_and_the_old_model(
@@ -155,7 +160,7 @@ async def test_cancelled_training_keeps_the_counts_and_the_old_model(
 
     report = await train_baseline(shop_dsn, queries, out, settings=QUICK, generate=0)
     assert report.counts_known == report.counts == known
-    assert bundle.load(out).label == report.model
+    assert load_model(out).label == report.model
 
 
 async def test_what_cannot_be_trained(postgres: Postgres, shop_dsn: str, queries: Path, tmp_path: Path) -> None:
@@ -192,7 +197,19 @@ async def test_tables_without_statistics_are_told(postgres: Postgres, queries: P
     name = postgres.create_database()
     postgres.sql(shop.SCHEMA, name)
     report = await train_baseline(postgres.dsn(name), queries, tmp_path / "model.onnx", generate=0, settings=QUICK)
-    assert any("no statistics; run ANALYZE" in warning for warning in report.warnings)
+    assert any("no statistics that this user can see; run ANALYZE" in warning for warning in report.warnings)
+
+
+def test_a_workload_that_nothing_was_learned_from_is_told() -> None:
+    none = Collected((), (), 0, 0)
+    filled: Any = SimpleNamespace(
+        collected=none, snapshot=SimpleNamespace(tables={}), notes=[], labels=Labels(wanted=9), explained=Harvested(),
+        arms=ArmTimes(wanted=3),
+    )  # fmt: skip
+    rows: Any = SimpleNamespace(kind="cardinality", native_only=False, notes={})
+    assert _warnings(filled, rows)[0].startswith("none of the workload's own statements could be learned from")
+    arms: Any = SimpleNamespace(kind="hints", native_only=False, notes={"steered": 1})
+    assert _warnings(filled, arms)[1:] == ["3 statements were not tried within the budget: run again to go on"]
 
 
 async def test_a_short_budget_leaves_some_for_the_next_run(shop_dsn: str, queries: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planner.sql import read
-from training.queries import MAX_STATEMENT_BYTES, Skipped, excerpt
+from training.queries import MAX_STATEMENT_BYTES, OWN, Skipped, excerpt
 from training.training_set import Statement
 from training.words import in_words
 
@@ -48,8 +48,15 @@ MOST_NAMED = 100
 def take(told: Told, statement: Statement) -> bool:
     """Take a statement in if it joins tables; says so."""
     text = statement.text
+    if OWN in text:
+        told.left_out["counted by pilotwire itself"] += 1
+        return False
     if "\0" in text or len(text.encode(errors="replace")) > MAX_STATEMENT_BYTES:
         told.leave_out(text, "too long", statement.line)
+        return False
+    if excerpt(text)[:7].lower() == "explain":
+        # Its reader sees the statement inside, whose EXPLAIN is no part of a workload.
+        told.left_out["it is an EXPLAIN"] += 1
         return False
     reading = read(text)
     if reading.graph is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from training.errors import TrainingError
+from training.labels import SESSION
 from training.sources import Plan, Told, take
 from training.sources.parameters import bound
 from training.training_set import Statement
@@ -40,7 +41,7 @@ _QUERY_TEXT: Final = re.compile(
 )
 _DETAIL: Final = re.compile(r"[Pp]arameters: (?P<values>.*)", re.DOTALL)
 _VALUE: Final = re.compile(r"\$(\d{1,5}) = (NULL|'(?:[^']|'')*')")
-_CSV_MESSAGE, _CSV_DETAIL, _CSV_LEVEL, _CSV_COLUMNS = 13, 14, 11, 23
+_CSV_MESSAGE, _CSV_DETAIL, _CSV_LEVEL, _CSV_APPLICATION, _CSV_COLUMNS = 13, 14, 11, 22, 23
 
 
 @dataclass(slots=True)
@@ -91,7 +92,9 @@ def _json_entries(file: Iterable[str], database: str | None) -> Iterator[_Entry]
             found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and found.get("error_severity") == "LOG" and _ours(found.get("dbname"), database):
+        if not isinstance(found, dict) or found.get("error_severity") != "LOG":
+            continue
+        if _ours(found.get("dbname"), database, found.get("application_name")):
             yield _Entry(number, str(found.get("message", "")), str(found.get("detail", "")))
 
 
@@ -106,12 +109,13 @@ def _csv_entries(file: Iterable[str], database: str | None) -> Iterator[_Entry]:
             return
         except csv.Error:
             continue
-        if len(row) >= _CSV_COLUMNS and row[_CSV_LEVEL] == "LOG" and _ours(row[2], database):
+        if len(row) >= _CSV_COLUMNS and row[_CSV_LEVEL] == "LOG" and _ours(row[2], database, row[_CSV_APPLICATION]):
             yield _Entry(line, row[_CSV_MESSAGE], row[_CSV_DETAIL])
 
 
-def _ours(name: object, database: str | None) -> bool:
-    return database is None or not name or name == database
+def _ours(name: object, database: str | None, application: object) -> bool:
+    """Of that database, and not from a training of ours."""
+    return (database is None or not name or name == database) and application != SESSION["application_name"]
 
 
 def _text_entries(file: Iterable[str]) -> Iterator[_Entry]:

@@ -12,6 +12,7 @@ import asyncpg
 
 from planner.snapshot import Snapshot
 from training.errors import TrainingError
+from training.queries import OWN
 from training.sources import Told, take
 from training.sources.parameters import variants
 from training.training_set import Statement
@@ -51,6 +52,9 @@ async def read_statements(
         text = row["query"]
         if text == "<insufficient privilege>":
             told.leave_out(text, "the user may not see it (grant pg_read_all_stats)")
+            continue
+        if OWN in text:
+            told.left_out["counted by pilotwire itself"] += 1
             continue
         calls = max(int(row["calls"]), 1)
         texts, reason = variants(text, snapshot, search_path, seed=seed)

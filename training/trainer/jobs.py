@@ -98,13 +98,15 @@ class Jobs:
         """Raises TrainingError."""
         files.write(self.folder / f"{job.id}.json", job)
 
-    def add(self, reasons: list[str], now: float | None = None) -> Job:
-        """A new job, or the waiting one with these reasons added."""
+    def add(self, reasons: list[str], now: float | None = None, *, at_once: bool = False) -> Job:
+        """A new job, or the waiting one with these reasons added; ``at_once``: also if that waits for another
+        attempt."""
         moment = time.time() if now is None else now
         every = self.known()
         waiting = next((job for job in every if job.state == JobState.WAITING), None)
         if waiting is not None:
             waiting.reasons += [reason for reason in reasons if reason not in waiting.reasons]
+            waiting.not_before = 0.0 if at_once else waiting.not_before
             self.save(waiting)
             return waiting
         base = time.strftime("%Y%m%d-%H%M%S", time.gmtime(moment))

@@ -40,6 +40,8 @@ MOST_EXECUTIONS: Final = 100_000
 MARKS: Final = "marks.json"
 STATUS: Final = "status.json"
 LEAST_STATEMENTS: Final = 20
+DRIFT_RETRY: Final = 600.0
+"""Seconds until estimates that could not be looked at are looked at again."""
 SETTINGS_NAME: Final = "{}-settings"
 SCHEMA: Final = """
 SELECT current_database() AS database, md5(coalesce(string_agg(
@@ -121,7 +123,7 @@ class Trainer:
         for job in self.jobs.recover():
             self._say(f"job {job.id} was running when the trainer ended: {_next(job)}")
         if now:
-            self.jobs.add(["asked for"])
+            self.jobs.add(["asked for"], at_once=True)
         good = True
         while True:
             await self._look()
@@ -208,14 +210,16 @@ class Trainer:
         due = self._marks.drift_checked + settings.drift_every
         if not settings.on_drift or time.time() < due:
             return []
-        self._marks.drift_checked = time.time()
+        # What cannot be looked at now is not looked at again at once: it may cost seconds of counting each time.
+        self._marks.drift_checked = time.time() - max(settings.drift_every - DRIFT_RETRY, 0.0)
         models = await asyncio.to_thread(handover.serving, settings.models)
-        divided = await asyncio.to_thread(self._gather)
-        if not models:
-            return []
-        error = await quality.present_error(
-            settings.label_dsn or settings.dsn, divided.held_out, contenders.of_models(models).models
-        )
+        error = None
+        if models:
+            divided = await asyncio.to_thread(self._gather)
+            error = await quality.present_error(
+                settings.label_dsn or settings.dsn, divided.held_out, contenders.of_models(models).models
+            )
+        self._marks.drift_checked = time.time()
         if error is None:
             return []
         if self._marks.error_of != models[0].sha256:

@@ -103,6 +103,9 @@ class TlsServer:
         (self.data / "pg_hba.conf").write_text(
             "hostnossl all postgres 127.0.0.1/32 trust\n"
             "hostssl all cert_user 127.0.0.1/32 cert\n"
+            "hostssl all tls_only 127.0.0.1/32 trust\n"
+            "hostnossl all clear_only 127.0.0.1/32 trust\n"
+            "host all tls_only,clear_only 127.0.0.1/32 reject\n"
             "host all all 127.0.0.1/32 scram-sha-256\n"
         )
         self.host, self.port = "127.0.0.1", free_port()

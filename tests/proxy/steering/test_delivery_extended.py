@@ -256,6 +256,24 @@ async def test_names_given_another_meaning_by_sql(client: WireClient, planner: S
     await client.query("deallocate all")
 
 
+async def test_only_the_name_that_sql_removes_is_forgotten(
+    client: WireClient, planner: ScriptedPlanner, steered: Proxy
+) -> None:
+    planner.steer(MARK)
+    kept = seen()
+    await batch(client, parse("kept", kept), parse("gone", seen()), parse("remover", "deallocate gone"), SYNC)
+    assert rows(await batch(client, bind("kept"), execute(), SYNC)) == [MARK + kept]
+    await batch(client, bind("remover"), execute(), SYNC)
+    assert rows(await batch(client, bind("kept"), execute(), SYNC)) == [MARK + kept]
+    await batch(client, parse("gone", joined("'old'")), SYNC)
+    # A removal that was prepared before counts when it is run.
+    await batch(client, bind("remover"), execute(), SYNC)
+    if steered.settings["pool_mode"] == "session":
+        await client.query("prepare gone as select 'new'")
+        assert rows(await batch(client, bind("gone"), execute(), SYNC)) == ["new"]
+    await client.query("deallocate all")
+
+
 async def test_a_result_that_changed_its_type(client: WireClient, planner: ScriptedPlanner) -> None:
     """Ours would be prepared anew and never know; the client, which was told of the old columns, must."""
     planner.steer(MARK)

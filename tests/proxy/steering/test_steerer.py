@@ -107,6 +107,10 @@ def test_only_one_statement_alone_is_measured() -> None:
         ({}, [b"set pilotwire.mode = off", b'set "pilotwire"."mode" = on'], True),
         ({}, [b"set pilotwire.mode = off", b"set pilotwire.mode to default"], True),
         ({}, [b"set other.mode = off"], True),
+        # What the session began with is what it goes back to.
+        ({"pilotwire.mode": "off"}, [b"set pilotwire.mode = on", b"reset all"], False),
+        ({"options": "-c Pilotwire.Mode=off"}, [b"discard all"], False),
+        ({"pilotwire.mode": "offf"}, [], False),
     ],
 )
 def test_the_sessions_own_mode(settings: dict[str, str], texts: list[bytes], decided: bool) -> None:
@@ -114,6 +118,33 @@ def test_the_sessions_own_mode(settings: dict[str, str], texts: list[bytes], dec
     for text in texts:
         client.query(text)
     assert (client.query(JOIN) is UNDECIDED) is decided
+
+
+@pytest.mark.parametrize(
+    ("made", "text", "left"),
+    [
+        (b"create temp table first as select 1", b"from First, second", True),
+        (b"CREATE LOCAL TEMPORARY TABLE IF NOT EXISTS first (a int)", b"from first, second", True),
+        (b'create temporary view "Fir""st" as select 1', b'from "Fir""st", second', True),
+        (b"select 1 as a into temp first", b"from first, second", True),
+        (b"select * into temporary table first from x", b"from first, second", True),
+        (b"insert into pg_temp.first values (1)", b"from first, second", True),
+        (b"create temp table first as select 1", b"from first_, second", False),
+        (b"select temp from first", b"from first, second", False),
+        (b"insert into temp select 1", b"from first, second", False),
+        (b"create table first as select 1", b"from first, second", False),
+        (b"".join(b"create temp table t%d();" % i for i in range(60)), b"from first, second", True),
+    ],
+)
+def test_what_may_be_about_a_temporary_table(made: bytes, text: bytes, left: bool) -> None:
+    owner = steerer()
+    client = session(owner)
+    text = b"select 1 " + text + b", third"
+    client.query(made)
+    assert (client.query(text) is LEAVE_ALONE) is left
+    assert owner.counters.steering_reasons["temporary_table"] == left
+    client.query(b"discard all;")
+    assert client.query(text) is UNDECIDED
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,10 @@ class ServerModel:
     def _extended(self, kind: str, body: bytes) -> bytes:
         if kind == "E":
             return self._run(body.split(b"\0")[0].decode(), simple=False)
-        ends = b"end" in body.replace(b"\0", b" ").split()
-        if b"error" in body or (self.state == "E" and kind in "PB" and not ends):
+        # Of a Bind the portal alone says so: its statement may stand under another name.
+        ends = b"end" in (body.split(b"\0")[:1] if kind == "B" else body.replace(b"\0", b" ").split())
+        refused = kind == "D" and body[:1] == b"S"  # it has columns
+        if b"error" in body or (self.state == "E" and (refused or (kind in "PB" and not ends))):
             return self._fail(simple=False)
         if kind == "D":
             return say.PARAMETERS + say.COLUMNS if body[:1] == b"S" else say.NO_DATA

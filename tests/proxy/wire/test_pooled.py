@@ -440,6 +440,47 @@ def long_values_go_with_the_new_name() -> PooledTranscript:
     )
 
 
+def prepared_again_behind_an_error_and_a_sync() -> PooledTranscript:
+    """The first Parse of ours was passed over: what was sent behind the Sync must not count on it."""
+    return (
+        names_are_rewritten()
+        .link("b")
+        .client(
+            describe("", b"P"),
+            bind("s"),
+            SYNC,
+            bind("s"),
+            SYNC,
+            becomes=[
+                *(describe("", b"P"), parse(our(1)), bind(our(1)), SYNC),
+                *(close(our(1)), parse(our(1)), bind(our(1)), SYNC),
+            ],
+        )
+        .server(
+            *(error("no portal", "34000"), ready(), CLOSED, PARSED, BOUND, ready()),
+            becomes=[error("no portal", "34000"), ready(), BOUND, ready()],
+        )
+        .idle()
+    )
+
+
+def prepared_and_closed_behind_deallocate_all() -> PooledTranscript:
+    """All of it sent at once: the name is free again."""
+    return (
+        names_are_rewritten()
+        .link("a")
+        .client(
+            query("deallocate all"),
+            *(parse("m", "select 2"), close("m"), SYNC),
+            becomes=[query("deallocate all"), parse(our(2), "select 2"), close(ABSENT), SYNC],
+        )
+        .server(done("DEALLOCATE ALL"), ready(), PARSED, CLOSED, ready())
+        .client(parse("m", "select 3"), SYNC, becomes=[parse(our(3), "select 3"), SYNC])
+        .server(PARSED, ready())
+        .idle()
+    )
+
+
 SCRIPTS: dict[str, Callable[[], PooledTranscript]] = {
     name: script
     for name, script in list(globals().items())

@@ -57,6 +57,29 @@ def test_decisions_are_part_of_the_time_and_medians_of_the_runs(results: Results
     assert results.reasons("m-1") == {"new plan": 2, "no_change": 1}
 
 
+@pytest.mark.parametrize("width", [80, 60])
+def test_narrow_terminals_lose_figures_before_names(
+    results: Results, width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # One that ran fewer statements than the others: each row says how many.
+    results.queries.append(query("d", default=100.0, arm_x=[50.0, 60.0], arm_y=90.0))
+    results.queries[3].series["arm:x"].timeouts = 1
+    show(results, Console(width=width))
+    shown = capsys.readouterr().out
+    lines = shown[: shown.index("what got slower")].splitlines()
+    assert max(map(len, lines)) <= width
+    assert "statements" in lines[1]
+    assert [line.split()[0] for line in lines[2:5]] == ["one", "best", "m-1"]
+    assert "> 2x" not in lines[1]
+
+
+def test_without_anything_to_compare_there_is_no_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = Results("shop")
+    alone.queries = [query("a", default=100.0)]
+    show(alone, Console(width=80))
+    assert "against PostgreSQL" not in capsys.readouterr().out
+
+
 def test_one_setting_is_the_arm_with_the_least_total_and_the_best_arm_is_each_querys_own(results: Results) -> None:
     # x takes 50 + 200 + 10, y takes 120 + 20 + 10, PostgreSQL's own 110 + 40 + 10.
     assert results.one_setting() == "arm:y"

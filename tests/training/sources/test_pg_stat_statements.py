@@ -10,6 +10,7 @@ from planner.snapshot import Snapshot
 from tests.conftest import StartPostgres
 from tests.training import shop
 from training.errors import TrainingError
+from training.queries import OWN
 from training.sources.parameters import VARIANTS
 from training.sources.pg_stat_statements import read_statements
 
@@ -25,6 +26,7 @@ async def test_the_dearest_statements_are_taken(start_postgres: StartPostgres) -
             await connection.fetch(f"{JOINED} WHERE c.age < {age}")
         await connection.fetch(f"{JOINED} WHERE o.placed >= date '2024-05-01' - interval '1 day'")
         await connection.fetch("SELECT * FROM orders WHERE id = 5")
+        await connection.fetch(f"SELECT {OWN} count(*) FROM customers c, orders o WHERE c.id = o.customer_id")
         snapshot = await load(connection)
         told = await read_statements(connection, snapshot, ("public",), limit=100)
         none = await read_statements(connection, snapshot, ("public",), limit=0)
@@ -34,6 +36,8 @@ async def test_the_dearest_statements_are_taken(start_postgres: StartPostgres) -
     assert 1 <= len(filled) <= VARIANTS
     assert all("$" not in one.text and one.calls == 2 and one.total_ms > 0 for one in filled)
     assert told.left_out["no join of tables"] >= 1
+    assert told.left_out["counted by pilotwire itself"] == 1
+    assert not any("count(*) FROM customers c, orders o" in one.text for one in told.statements)
     assert none.statements == []
 
 

@@ -85,6 +85,14 @@ def test_reasons_are_added_to_the_job_that_waits(jobs: Jobs) -> None:
     assert jobs.add(["c"]).id != first.id
 
 
+def test_what_is_asked_for_does_not_wait_for_the_next_attempt(jobs: Jobs) -> None:
+    job = failed_once(jobs, jobs.add(["the schedule"]))
+    assert jobs.due() is None
+    assert jobs.add(["drift"]).not_before == job.not_before
+    jobs.add(["asked for"], at_once=True)
+    assert jobs.due().reasons == ["the schedule", "drift", "asked for"]  # type: ignore[union-attr]
+
+
 def test_only_the_latest_finished_jobs_are_kept(jobs: Jobs) -> None:
     for number in range(KEPT + 5):
         job = jobs.add([f"reason {number}"], now=1e9 + number)

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 import training.train
-from model_runtime import bundle
 from planner.features import flat
 from planner.memory.records import Execution
 from planner.memory.store import open_store
-from tests.support.models import cardinality_model
+from tests.support.models import cardinality_model, load_model
 from tests.support.postgres import Postgres
 from tests.support.waiting import wait_until
 from tests.training import shop
@@ -29,7 +28,7 @@ from training.trainer import challenge, files, handover
 from training.trainer import trainer as trainer_module
 from training.trainer.events import Marks
 from training.trainer.jobs import CRASHED, Jobs, JobState
-from training.trainer.trainer import MARKS, Settings, Trainer
+from training.trainer.trainer import DRIFT_RETRY, MARKS, Settings, Trainer
 
 QUERIES = shop.queries(40, seed=11)
 
@@ -74,7 +73,7 @@ async def test_a_better_model_takes_over_and_one_as_good_does_not(
     good, trainer, said = await once(settings, now=True)
     (job,) = trainer.jobs.known()
     assert (good, job.reasons, job.outcome) == (True, ["asked for"], "handed_over"), said
-    served = bundle.load(settings.models / "trained.onnx")
+    served = load_model(settings.models / "trained.onnx")
     assert job.figures["training"]["model"] == served.label
     assert job.figures["champion"]["name"] == f"{bad.name}-{bad.version}"
     assert job.figures["challenger"]["error"] < job.figures["champion"]["error"] / 2
@@ -217,6 +216,20 @@ async def test_drift_is_seen_by_fresh_counts(settings: Settings, postgres: Postg
     assert reason.startswith("drift: the typical q-error went from")
     # Counts of before are not believed any more.
     assert trainer._max_age() < 60
+
+
+async def test_estimates_that_could_not_be_looked_at_are_looked_at_again_soon(settings: Settings) -> None:
+    settings.models.mkdir()
+    cardinality_model(settings.models / "own.onnx", "own", features=flat.NAMES)
+    settings = replace(settings, dsn="postgresql://nobody@127.0.0.1:1/none", on_drift=1.5, drift_every=86_400.0)
+    (settings.state / "jobs").mkdir(parents=True)
+    trainer = Trainer(settings, lambda _: None)
+    with pytest.raises(TrainingError, match="cannot be reached"):
+        await trainer._drifted()
+    due = trainer._marks.drift_checked + settings.drift_every - time.time()
+    assert 0 < due <= DRIFT_RETRY
+    # Not each time, since it may cost seconds of counting.
+    assert await trainer._drifted() == []
 
 
 def test_a_killed_trainer_loses_no_labels(settings: Settings, shop_dsn: str, tmp_path: Path) -> None:
