@@ -57,8 +57,8 @@ class PauseSwitch:
         await self._tell("resumed", database, actor)
 
     async def _tell(self, event: str, database: str, actor: str) -> None:
-        self._log.event(event, level="warning", database=database or "all", actor=actor)
         await self.tell()
+        self._log.event(event, level="warning", database=database or "all", actor=actor)
         for neighbour in self._neighbours():
             if neighbour is not None:
                 with contextlib.suppress(ControlLostError):

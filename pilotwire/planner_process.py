@@ -162,21 +162,25 @@ class PlannerProcess:
             raise
         finally:
             theirs.close()
-        loop = asyncio.get_running_loop()
-        _, link = await loop.create_connection(
-            lambda: _Link(lambda message: self._on_message(source, message)), sock=ours
-        )
+        try:
+            _, link = await asyncio.get_running_loop().create_connection(
+                lambda: _Link(lambda message: self._on_message(source, message)), sock=ours
+            )
+            return await self._followed(self._process, link)
+        except asyncio.CancelledError:
+            await end_process(self._process)
+            raise
+
+    async def _followed(self, process: asyncio.subprocess.Process, link: _Link) -> str:
+        """From its first message to its end; says how it ended."""
         self._link = link
         link.send(start_message(self._settings, self.socket, self._blackbox))
         watch = asyncio.create_task(self._watch(link))
         try:
-            status = await self._process.wait()
+            status = await process.wait()
             with contextlib.suppress(TimeoutError):
                 # Its last words may still be in the socket.
                 await asyncio.wait_for(link.gone.wait(), 1.0)
-        except asyncio.CancelledError:
-            await end_process(self._process)
-            raise
         finally:
             watch.cancel()
             link.close()

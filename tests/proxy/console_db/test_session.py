@@ -42,11 +42,18 @@ def start(
 async def shown(proxy: Proxy, sql: str, until: Callable[[str], bool], user: str = "postgres") -> str:
     """What `sql` shows once `until` holds of it: what was sent a moment ago is on its way."""
 
-    async def output() -> str:
-        text = await asyncio.to_thread(run, proxy, sql, user, password=SECRETS[0])
-        return text if until(text) else ""
+    text = ""
 
-    return await eventually(output, what=f"{sql} shows it")
+    async def seen() -> bool:
+        nonlocal text
+        text = await asyncio.to_thread(run, proxy, sql, user, password=SECRETS[0])
+        return until(text)
+
+    try:
+        await eventually(seen)
+    except TimeoutError:
+        raise TimeoutError(f"{sql} shows something else: {text}") from None
+    return text
 
 
 @pytest.fixture(scope="module")
