@@ -261,13 +261,15 @@ class BlockEstimates:
         return [predicate for predicate in self.block.predicates if predicate.relations & (predicate.relations - 1)]
 
     @cached_property
-    def _by_relation(self) -> list[list[tuple[int, tuple[Column, ...]]]]:
-        """For each relation its classes without a constant: the place of the class, and all its members."""
-        found: list[list[tuple[int, tuple[Column, ...]]]] = [[] for _ in self.block.relations]
+    def _by_relation(self) -> list[list[tuple[int, Column, tuple[tuple[int, Column], ...]]]]:
+        """For each relation its classes without a constant: the place of the class, the relation's first member, and
+        the members of other relations, each with the bit of its relation."""
+        found: list[list[tuple[int, Column, tuple[tuple[int, Column], ...]]]] = [[] for _ in self.block.relations]
         for place, one in enumerate(self.equivalences.classes):
             if one.constant is None:
-                for relation in {member.relation for member in one.members}:
-                    found[relation].append((place, one.members))
+                for inner in {member.relation: member for member in reversed(one.members)}.values():
+                    others = ((1 << it.relation, it) for it in one.members if it.relation != inner.relation)
+                    found[inner.relation].append((place, inner, tuple(others)))
         return found
 
     @cached_property
@@ -283,13 +285,13 @@ class BlockEstimates:
         """The selectivity of all clauses that apply when the relation joins that set (calc_joinrel_size_estimate):
         one clause per equivalence class, foreign keys in place of the clauses that they account for."""
         share, gone = self._foreign_share(prefix, relation)
-        for place, members in self._by_relation[relation]:
+        for place, inner, others in self._by_relation[relation]:
             if place in gone:
                 continue
-            outer = next((member for member in members if prefix >> member.relation & 1), None)
-            if outer is not None:
-                inner = next(member for member in members if member.relation == relation)
-                share *= self._pair(outer, inner)
+            for bit, outer in others:
+                if prefix & bit:
+                    share *= self._pair(outer, inner)
+                    break
         for edge in self._other_edges[relation]:
             other = edge.right.relation if edge.left.relation == relation else edge.left.relation
             if prefix >> other & 1:
@@ -355,6 +357,16 @@ class BlockEstimates:
     # ------------------------------------------------------------------ foreign keys
 
     @cached_property
+    def _keys_of(self) -> list[list[tuple[int, _Key]]]:
+        """For each relation the keys that it has a side of that counts, with the relation on the other side."""
+        found: list[list[tuple[int, _Key]]] = [[] for _ in self.tables]
+        for key in self._foreign_keys:
+            if key.classes:
+                found[key.referencing].append((key.referenced, key))
+                found[key.referenced].append((key.referencing, key))
+        return found
+
+    @cached_property
     def _foreign_keys(self) -> list[_Key]:
         """match_foreign_keys_to_quals (initsplan.c): the keys whose columns are all joined in this block."""
         classes: Mapping[Column, tuple[int, bool]] = {
@@ -390,14 +402,8 @@ class BlockEstimates:
         selectivity, and the classes that need no clause of their own any more."""
         share = 1.0
         gone: set[int] = set()
-        for key in self._foreign_keys:
-            if key.referencing == relation:
-                other = key.referenced
-            elif key.referenced == relation:
-                other = key.referencing
-            else:
-                continue
-            if not prefix >> other & 1 or not key.classes or key.classes & gone:
+        for other, key in self._keys_of[relation]:
+            if not prefix >> other & 1 or key.classes & gone:
                 continue
             gone |= key.classes
             share /= key.rows
