@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -52,6 +53,13 @@ def cpu_seconds(pids: Iterable[int]) -> dict[int, float]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return used
+
+
+def stolen_share(before: Any, after: Any) -> float:
+    """Which share of the time of all processors other guests of the machine took between two readings of
+    ``psutil.cpu_times()``; 0 where that is not known."""
+    passed = sum(after[:8]) - sum(before[:8])
+    return max(getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0), 0.0) / passed if passed > 0 else 0.0
 
 
 def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:

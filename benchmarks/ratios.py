@@ -32,7 +32,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One pgbench run: transactions per second, their number, and the proxy's CPU in seconds (0 when direct)."""
+    """One pgbench run: transactions per second, their number, the proxy's CPU in seconds (0 when direct), and the share
+    of the processors that other guests of the machine took in the turn of runs that it belongs to."""
 
     target: str
     cell: Cell
@@ -40,6 +41,7 @@ class Sample:
     tps: float
     transactions: int
     cpu_seconds: float
+    stolen: float = 0.0
 
     @property
     def cpu_us(self) -> float:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from benchmarks import bulk, idle_memory, latency
 from benchmarks.ratios import CellRatio, Sample, Verdict, compare, verdicts
+from benchmarks.speed import MOST_STOLEN
 
 KIB, MIB = 1024, 1024 * 1024
 BASELINES = {
@@ -120,6 +121,12 @@ def _show_grid(results: Results, console: Console) -> None:
             row.append(f"{tps:,.0f} ({cpu:.1f})" if cpu else f"{tps:,.0f}")
         table.add_row(*row)
     console.print(table)
+    disturbed = sum(one.stolen > MOST_STOLEN for one in results.samples)
+    if disturbed:
+        console.print(
+            f"[yellow]{disturbed} of {len(results.samples)} runs while others took more than {MOST_STOLEN:.0%} of the "
+            "processors: measure again on a quiet machine.[/]"
+        )
 
 
 def _show_ratios(target: str, ratios: Sequence[CellRatio], console: Console) -> None:

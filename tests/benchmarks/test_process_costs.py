@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from benchmarks.process_costs import (
@@ -17,6 +18,7 @@ from benchmarks.process_costs import (
     family,
     pss_bytes,
     pss_bytes_of_rollup,
+    stolen_share,
 )
 
 STAT = "4242 ({}) S 1 4242 4242 0 -1 4194560 1 2 3 4 150 50 7 9 20 0 1 0 100 1000 10 18446744073709551615 0 0"
@@ -25,6 +27,13 @@ STAT = "4242 ({}) S 1 4242 4242 0 -1 4194560 1 2 3 4 150 50 7 9 20 0 1 0 100 100
 @pytest.mark.parametrize("name", ["pgbouncer", "a b", "odd) S (name", "((("])
 def test_stat_adds_user_and_system_time_whatever_the_name(name: str) -> None:
     assert cpu_seconds_of_stat(STAT.format(name), ticks=100) == pytest.approx(2.0)
+
+
+def test_what_other_guests_took_is_a_share_of_all_time() -> None:
+    before = psutil.cpu_times()
+    moved = before._replace(user=before.user + 7, idle=before.idle + 1, steal=before.steal + 2)
+    assert stolen_share(before, moved) == pytest.approx(0.2)
+    assert stolen_share(before, before) == 0
 
 
 def test_rollup() -> None:
