@@ -6,7 +6,8 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DIR ?= .pilotwire
-WORKERS ?= 2
+# One more than the two cores that a test run is made for: a quarter of the time the tests only wait.
+WORKERS ?= 3
 
 .PHONY: run test test-tools test-long test-compiled compiled bench bench-steer bench-guard conformance lint audit format install clean
 .DEFAULT_GOAL := run
