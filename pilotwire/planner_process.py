@@ -116,7 +116,11 @@ class PlannerProcess:
     async def _keep(self, before: asyncio.Task[None] | None) -> None:
         """Until cancelled; begins when ``before``, which was cancelled, has ended its process."""
         if before is not None:
-            await asyncio.wait([before])
+            try:
+                await asyncio.wait([before])
+            except asyncio.CancelledError:
+                await asyncio.wait([before])  # whoever waits for this one waits for that one's process, too
+                raise
         pause = 0.0
         while True:
             began = time.monotonic()

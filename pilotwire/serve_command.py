@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,12 @@ def serve(
         return fail(str(error), 2)
     _warn(loaded)
 
+    # What is imported lives as long as the process: the collector is kept off it, now and later.
+    gc.disable()
     from pilotwire import supervisor
+
+    gc.freeze()
+    gc.enable()
 
     def reread() -> ProxySettings:
         again = load(config, settings)

@@ -33,7 +33,7 @@ from pilotwire.planner_process import PlannerProcess
 from pilotwire.systemd import keep_watchdog, notify_systemd
 from pilotwire.upstream_check import Reachability, check_upstream
 from pilotwire.workers import WorkerProcess, cancel_in_one, gather_quietly, how_ended, resident_bytes
-from proxy.admin.app import create_app
+from proxy.admin.front import Front
 from proxy.admin.server import AdminServer
 from proxy.admin.source import ModelStatus, PlannerUnavailableError, Reloaded, Status
 from proxy.console_db.rights import say_who
@@ -206,10 +206,10 @@ class Supervisor:
 
     async def _start_admin(self) -> None:
         self._view.start()
-        if self._admin_listening is not None:
-            app = create_app(self._view, admin_token(self._settings))
-            self._admin = AdminServer(app, self._admin_listening.sock)
+        if (listening := self._admin_listening) is not None:
+            self._admin = AdminServer(front := Front(self._view, admin_token(self._settings)), listening.sock)
             await self._admin.start()
+            self._spawn(front.load_later())
 
     async def _close(self) -> None:
         """Releases everything; after a drain in order most of it is gone already."""

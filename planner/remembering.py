@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from planner.control import Keeping, Limits
 from planner.counters import Counters
@@ -20,11 +20,13 @@ from planner.memory.guard import Policy
 from planner.memory.keys import canonical_params
 from planner.memory.memory import Memory
 from planner.memory.records import ArmRecord, Execution, GuardRecord, HistoryPoint, LedgerEntry, QueryRecord
-from planner.memory.store import Changes, Retention, StoreError
-from planner.memory.store.rows import Record
-from planner.memory.store.writer import Writer
 from planner.messages import Observed
 from planner.policy import fingerprint
+
+if TYPE_CHECKING:
+    from planner.memory.store import Changes, StoreError
+    from planner.memory.store.rows import Record
+    from planner.memory.store.writer import Writer
 
 TURN_SECONDS: Final = 0.1
 INTERVAL_SECONDS: Final = 0.2
@@ -63,6 +65,10 @@ class Remembering:
         self._hanging = False
         self._writer: Writer | None = None
         if keeping.url:
+            # Only here: SQLAlchemy and a driver are a quarter of what a planner process imports.
+            from planner.memory.store import Retention
+            from planner.memory.store.writer import Writer
+
             self._writer = Writer(
                 keeping.url,
                 self._on_committed,

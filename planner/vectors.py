@@ -14,12 +14,11 @@ from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.selectivity_values import Family, Interval, family, interval, key, shift, type_name
 
-Bools = NDArray[np.bool_]
-Array = NDArray[Any]
+Bools = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
+Array = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 
 UNTYPED: Final = "unknown"
 """The type of a literal that takes its type from what it meets."""
@@ -442,13 +441,14 @@ def extracted(unit: str, operand: Vector) -> Vector | None:
         moments = at.view("datetime64[us]")
         months = moments.astype("datetime64[M]")
         month = months.astype(np.int64) % 12 + 1
-        data = {
+        parts: Mapping[str, Callable[[], Array]] = {
             "year": lambda: moments.astype("datetime64[Y]").astype(np.int64) + 1970,
             "month": lambda: month,
             "quarter": lambda: (month - 1) // 3 + 1,
             "day": lambda: days - months.astype("datetime64[D]").astype(np.int64) + 1,
             "doy": lambda: days - moments.astype("datetime64[Y]").astype("datetime64[D]").astype(np.int64) + 1,
-        }[unit]()
+        }
+        data = parts[unit]()
     else:
         return None
     return Vector("numeric", data, operand.null)

@@ -33,7 +33,7 @@ from proxy.session import DedicatedSession, PooledSession, RelayedTalk, new_secr
 from proxy.session_base import SHUTDOWN, Session
 from proxy.settings import ProxySettings
 from proxy.slow_log import slow_statement
-from proxy.steering import LeaveAlone, Steering
+from proxy.steering import Steering
 from proxy.steering.steerer import SessionSteering, Steerer
 from proxy.tls import TlsContexts
 from proxy.tracing import Tracer, available
@@ -233,7 +233,7 @@ class WorkerContext:
 
     def conversation(self, login: Login) -> Conversation:
         if login.replication is not None:
-            return RelayedTalk(LeaveAlone())
+            return RelayedTalk(Steering())
         talk = SteeredConversation(self._steering(login))
         if login.read_only:
             talk.guard = lifts_read_only
@@ -241,7 +241,7 @@ class WorkerContext:
 
     def _steering(self, login: Login) -> Steering:
         if self.steerer is None:
-            return LeaveAlone()
+            return Steering()
         return SessionSteering(self.steerer, login.database, login.user, login.settings, login.id)
 
     def pooled_conversation(self, login: Login, pool: BackendPool) -> PooledConversation:

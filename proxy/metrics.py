@@ -64,13 +64,14 @@ class Counters:
     """The counts of one worker. Attributes are plain numbers, to be added to in place from the event loop's thread."""
 
     __slots__ = (
-        "_above",
         "_at",
         "_held_up",
         "_held_up_sum",
+        "_high",
         "_latency",
+        "_low",
+        "_middle",
         "_model_latency",
-        "_up_to",
         "_wait",
         "_wire",
         "_wire_sum",
@@ -192,9 +193,9 @@ class Counters:
         self.trace_spans = Labelled()
         self.latency_sum = 0.0
         self._latency = [0] * (len(LATENCY_BOUNDS) + 1)
-        # The bucket counted in last, and its bounds: the next statement mostly belongs there too.
+        # A bucket, the bound between it and the next one, and those round both: most statements belong there.
         self._at = 0
-        self._above = self._up_to = -1.0
+        self._low = self._middle = self._high = -1.0
         self._model_latency: dict[str, dict[int, int]] = {}
         # By how much the server's times differ from the latencies, bucket by bucket: most do not.
         self._held_up = [0] * (len(LATENCY_BOUNDS) + 1)
@@ -217,12 +218,17 @@ class Counters:
 
     def observe_latency(self, seconds: float) -> None:
         """Counts one statement that took ``seconds`` from its arrival to its ReadyForQuery or CommandComplete."""
-        if not self._above < seconds <= self._up_to:
-            at = self._at = bisect_left(LATENCY_BOUNDS, seconds)
-            self._above = LATENCY_BOUNDS[at - 1] if at else -1.0
-            self._up_to = LATENCY_BOUNDS[at] if at < len(LATENCY_BOUNDS) else inf
-        self._latency[self._at] += 1
         self.latency_sum += seconds
+        if self._low < seconds <= self._high:
+            at = self._at if seconds <= self._middle else self._at + 1
+        else:
+            at = bisect_left(LATENCY_BOUNDS, seconds)
+            lower = min(at, len(LATENCY_BOUNDS) - 1)
+            self._at = lower
+            self._low = LATENCY_BOUNDS[lower - 1] if lower else -1.0
+            self._middle = LATENCY_BOUNDS[lower]
+            self._high = LATENCY_BOUNDS[lower + 1] if lower + 1 < len(LATENCY_BOUNDS) else inf
+        self._latency[at] += 1
 
     def observe_model(self, model: str, seconds: float) -> None:
         """Counts one statement that steering looked at and that took its client ``seconds``, under the model that

@@ -43,7 +43,7 @@ class ReusingSession(DedicatedSession):
     def granted(self, backend: Backend) -> None:
         self._waiting = False
         if self._leaving or self.transport.is_closing():
-            self._pool.give_back(backend)
+            self._pool.give_back(backend, self.context.now())
             return
         self.backend = backend
         backend.owner = self
@@ -93,6 +93,6 @@ class ReusingSession(DedicatedSession):
         except TimeoutError:
             clean = False
         if clean:
-            self._pool.give_back(backend)
+            self._pool.give_back(backend, self.context.now())
         else:
             self._pool.retire(backend)

@@ -19,6 +19,7 @@ from proxy.upstream.backend import Backend, reported_settings
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.pool import BackendPool
 from proxy.wire.conversation import Conversation
+from proxy.wire.entries import NEVER_CERTAIN
 from proxy.wire.frames import FRONTEND_LIMITS, HOLD_LIMIT, NOTICE, TERMINATE, ProtocolViolation, violation
 from proxy.wire.messages import backend_key_data, error_fields, error_response, parameter_status, ready_for_query
 from proxy.wire.pins import PIN_NAMES
@@ -32,6 +33,12 @@ LOST: Final = error_response(
     "08006",
     "pilotwire lost its connection to the server",
     detail="The transaction that was running, if any, was rolled back or its outcome is unknown.",
+)
+_UNCERTAIN: Final = error_response(
+    "08P01",
+    "pilotwire cannot tell which answers of the server are still to come",
+    detail="A COPY failed while a Sync that had been sent behind some of its data was under way.",
+    hint="Send no Sync between the data of a COPY, or use session pooling.",
 )
 
 
@@ -119,7 +126,7 @@ class DedicatedSession(Session):
         if talk.terminated:
             self._send(backend, out)
         elif out:
-            backend.transport.write(out)
+            backend.write(out)
         if talk.suspended:
             self._suspended()
 
@@ -142,7 +149,7 @@ class DedicatedSession(Session):
         out = talk.from_server(data)
         if out:
             counters.bytes_to_client += len(out)
-            self.transport.write(out)
+            self._write(out)
         if talk.ready_count != self._ready_seen:
             self._answered(talk, out)
             if self._closing and talk.idle:
@@ -267,7 +274,7 @@ class PooledSession(Session):
         self.waiting = False
         if not self._greeted:
             self._greet()
-            self._pool.give_back(backend)
+            self._pool.give_back(backend, _now())
         else:
             self._link(backend)
             if self.cancel_due:
@@ -360,6 +367,9 @@ class PooledSession(Session):
         if talk.refused_streams:
             self._end_refused(backend, data)
             return
+        if talk.uncertain:
+            self._lose(backend, _UNCERTAIN)
+            return
         try:
             out = talk.from_client(data)
         except ProtocolViolation as error:
@@ -386,7 +396,7 @@ class PooledSession(Session):
             self._clear_databases(backend, out)
         elif out:
             # A Terminate goes along: what stands before it is to be run, and the backend ends with its client.
-            backend.transport.write(out)
+            backend.write(out)
         if talk.terminated:
             if not self._answers_coming():
                 self._leave()
@@ -428,11 +438,13 @@ class PooledSession(Session):
         out = talk.from_server(data)
         if out:
             counters.bytes_to_client += len(out)
-            self.transport.write(out)
+            self._write(out)
         if talk.ready_count != self._ready_seen:
             self._answered(talk, out)
         if talk.idle:
             self._transaction_over(backend)
+        elif talk.uncertain >= NEVER_CERTAIN:
+            self._lose(backend, _UNCERTAIN)
         if talk.again is not None:
             self._send_again(backend, talk)
         if self._half_closed and not self._answers_coming():
@@ -497,7 +509,7 @@ class PooledSession(Session):
         self._pending = self._talk.unlink()
         # A client that stopped reading has paused the backend; the next one must not inherit that.
         backend.read(wanted=True)
-        self._pool.give_back(backend)
+        self._pool.give_back(backend, self._answered_at or _now())
         if self._closing:
             self.finish(SHUTDOWN)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from proxy.login import Login
@@ -12,7 +13,7 @@ from proxy.steering import Decision
 from proxy.steering.steerer import SessionSteering
 from proxy.steering.waiting import Wait
 from proxy.transports import write_at_once
-from proxy.upstream.backend import Backend
+from proxy.upstream.backend import Backend, Owner
 from proxy.wire.conversation import Conversation
 from proxy.wire.frames import ProtocolViolation
 from proxy.wire.messages import error_response
@@ -37,12 +38,13 @@ _CANCEL_AGAIN: Final = 0.1
 _CANCEL_AGAIN_AT_MOST: Final = 3.2
 
 
-class Session:
+class Session(Owner):
     """A logged-in client, with the callbacks of `asyncio.Protocol`. (To inherit from that class would
     keep the compiled build from giving this one fields of its own.) The hot path is `data_received` and `server_data`
     of the subclasses."""
 
     __slots__ = (
+        "_answered_at",
         "_began",
         "_closing",
         "_eof_due",
@@ -55,6 +57,7 @@ class Session:
         "_timer",
         "_tracer",
         "_wait",
+        "_write",
         "backend",
         "context",
         "counters",
@@ -71,8 +74,10 @@ class Session:
         self.counters = context.databases.of(login.database)
         self.login = login
         self.transport = transport
+        self._write: Callable[[bytes], None] = transport.write  # looked up once
         self.backend: Backend | None = None
         self.key: tuple[int, bytes] = (0, b"")
+        self._answered_at = 0.0  # when the last batch was
         self._since = 0.0  # when the batch that is running arrived
         self._began = 0.0  # when the transaction's first batch did, once that was answered and left it open
         self._ready_seen = 0
@@ -137,7 +142,7 @@ class Session:
             talk.left_alone = 0
         if not talk.owed and self._since:
             since, self._since = self._since, 0.0
-            now = _now()
+            now = self._answered_at = _now()
             took = now - since
             counters.observe_latency(took)
             if talk.idle:

@@ -17,7 +17,13 @@ TargetSessionAttrs = Literal["any", "read-write", "read-only", "primary", "stand
 
 UPSTREAM, LISTEN, LOGIN = "Upstream", "Listening", "Logging in"
 CLIENT_TLS, SERVER_TLS = "TLS towards clients", "TLS towards the server"
-CONFIG = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+CONFIG = ConfigDict(
+    frozen=True,
+    extra="forbid",
+    hide_input_in_errors=True,
+    # Only the class that is used is built, at its first use, and none of those that it is put together from.
+    defer_build=True,
+)
 
 
 class ListenerOptions(BaseModel):

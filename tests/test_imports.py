@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -128,3 +129,11 @@ def test_a_wrong_import_would_be_seen(tmp_path: Path, monkeypatch: pytest.Monkey
     assert within("planner.messages", MAY_IMPORT["proxy"])
     assert within("planner.messages.Hello", MAY_IMPORT["proxy"])
     assert not within("planner.graph", MAY_IMPORT["proxy"])
+
+
+def test_what_has_to_start_quickly_loads_little() -> None:
+    """A supervisor has the admin application loaded when it is asked for, a planner process the store where it has one:
+    each would make its start half as long again."""
+    program = "import pilotwire.supervisor, planner.service, sys; print({'fastapi', 'sqlalchemy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "set()\n"

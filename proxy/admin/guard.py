@@ -8,8 +8,6 @@ refused. Every answer carries headers that let the console run nothing but its o
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -20,17 +18,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.admin.shell import HEADERS, is_local_name, is_token
+
 MAX_BODY: Final = 256 * 1024
 _BEARER: Final = HTTPBearer(auto_error=False, description="The setting admin_token.")
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 
 def dependencies(token: str) -> list[Dependency]:
@@ -39,12 +31,8 @@ def dependencies(token: str) -> list[Dependency]:
 
 
 def _require(token: str) -> Callable[..., Awaitable[None]]:
-    expected = token.encode()
-
     async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        # Compared in constant time: an answer's delay must not tell how much of a guess was right.
-        offered = given.credentials.encode("utf-8", "surrogateescape") if given is not None else b""
-        if not hmac.compare_digest(offered, expected):
+        if given is None or not is_token(given.credentials, token):
             raise HTTPException(401, "this page needs the admin token", {"WWW-Authenticate": "Bearer"})
 
     return check
@@ -66,20 +54,6 @@ async def _local_name(request: Request) -> None:
         raise HTTPException(
             403, "this name is not one of this machine's: use 127.0.0.1 or localhost, or set admin_token"
         )
-
-
-def is_local_name(host: str) -> bool:
-    """Whether a Host header names this machine in a way that nobody else's name server can: an address, a name without
-    a dot, or one below ``localhost``."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return "." not in name.rstrip(".") or name.rstrip(".").endswith(".localhost")
-    return True
 
 
 class Shell:

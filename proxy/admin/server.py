@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import uvicorn
-from fastapi import FastAPI
 
 MAX_CONNECTIONS: Final = 200
 """Requests served at one time; more get 503."""
@@ -37,9 +36,9 @@ class _Embedded(uvicorn.Server):
 
 
 class AdminServer:
-    """Serves ``app`` on ``sock`` from ``start()`` to ``stop()``."""
+    """Serves ``app``, an ASGI application, on ``sock`` from ``start()`` to ``stop()``."""
 
-    def __init__(self, app: FastAPI, sock: socket.socket) -> None:
+    def __init__(self, app: Callable[..., Any], sock: socket.socket) -> None:
         for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).addHandler(logging.NullHandler())
         config = uvicorn.Config(

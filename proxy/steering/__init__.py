@@ -3,12 +3,14 @@
 A conversation shows each statement to its session's `Steering`: the text of a Query, or at Bind what `known` made of
 the text when it was prepared, with the parameters. The answer is a `Decision` and must be there at once; `UNDECIDED`
 says that the planner is to be asked and is worth waiting for: the conversation then stops before this message until it
-is told. `LeaveAlone` is the answer for every statement while there is no planner.
+is told. `Steering` itself is the answer for every statement while there is no planner.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
+
+from mypy_extensions import mypyc_attr
 
 
 class Decision:
@@ -81,52 +83,12 @@ class Known:
         self.plain = plain or text
 
 
-class Steering(Protocol):
-    """One session's steering. All of it is called on the hot path and does no I/O of its own that could block. ``text``
-    is that of the statement last shown, which whoever measures statements empties behind each batch."""
-
-    text: bytes
-
-    def query(self, text: bytes) -> Decision:
-        """A statement of the simple protocol, without its terminating zero."""
-        ...
-
-    def known(self, text: bytes, types: bytes) -> Known | None:
-        """What `bind` is to be given for a text that was prepared; None for one that is never steered."""
-        ...
-
-    def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:
-        """A statement of the extended protocol at its Bind; ``message[start:end]`` is the Bind message from the count
-        of parameter format codes on, values included."""
-        ...
-
-    def reported(self, name: bytes, value: bytes) -> None:
-        """The server reported a setting's value."""
-        ...
-
-    def delivered(self, decision: Decision) -> None:
-        """The statement last asked about goes on as this decision says."""
-        ...
-
-    def prevented(self, reason: str) -> None:
-        """A decision could not be followed here."""
-        ...
-
-    def stopped(self) -> None:
-        """The statement last delivered went over its budget; it is run again now, as the client sent it."""
-        ...
-
-    def failed(self, error: bytes) -> None:
-        """An ErrorResponse came, of which this is the beginning; b"": the client has not been told of it after all."""
-        ...
-
-    def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:
-        """The server refused a steered text because of what was added; ``again``: it was run as the client sent it."""
-        ...
-
-
-class LeaveAlone:
-    """Steers nothing. ``text`` is that of the statement last shown."""
+# A class and no protocol, whose methods the compiled build would look up by name each time.
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Steering:
+    """One session's steering; this one leaves everything alone. All of it is called on the hot path and does no I/O of
+    its own that could block. ``text`` is that of the statement last shown, which whoever measures statements empties
+    behind each batch."""
 
     __slots__ = ("text",)
 
@@ -134,30 +96,34 @@ class LeaveAlone:
         self.text = b""
 
     def query(self, text: bytes) -> Decision:
+        """A statement of the simple protocol, without its terminating zero."""
         self.text = text
         return LEAVE_ALONE
 
     def known(self, text: bytes, types: bytes) -> Known | None:
+        """What `bind` is to be given for a text that was prepared; None for one that is never steered."""
         self.text = text
         return None
 
     def bind(self, known: Known, message: bytes, start: int, end: int) -> Decision:
+        """A statement of the extended protocol at its Bind; ``message[start:end]`` is the Bind message from the count
+        of parameter format codes on, values included."""
         return LEAVE_ALONE
 
     def reported(self, name: bytes, value: bytes) -> None:
-        pass
+        """The server reported a setting's value."""
 
     def delivered(self, decision: Decision) -> None:
-        pass
+        """The statement last asked about goes on as this decision says."""
 
     def prevented(self, reason: str) -> None:
-        pass
+        """A decision could not be followed here."""
 
     def stopped(self) -> None:
-        pass
+        """The statement last delivered went over its budget; it is run again now, as the client sent it."""
 
     def failed(self, error: bytes) -> None:
-        pass
+        """An ErrorResponse came, of which this is the beginning; b"": the client has not been told of it after all."""
 
     def refused(self, text: bytes, sqlstate: bytes, message: bytes, *, again: bool) -> None:
-        pass
+        """The server refused a steered text because of what was added; ``again``: it was run as the client sent it."""

@@ -25,7 +25,7 @@ from planner.messages import Answer, Ask, Changed, Observed, Refused
 from proxy.logs import Log
 from proxy.metrics import Counters
 from proxy.settings import ProxySettings
-from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known
+from proxy.steering import LEAVE_ALONE, UNDECIDED, Decision, Known, Steering
 from proxy.steering.answers import decision_of
 from proxy.steering.cache import DecisionCache, Key, Template
 from proxy.steering.client import PlannerClient, Question, Waiter
@@ -190,7 +190,7 @@ class Steerer:
         return True
 
 
-class SessionSteering:
+class SessionSteering(Steering):
     """One client's. ``asking`` is the statement that `UNDECIDED` was the answer for; ``template`` is what the statement
     that runs belongs to, None when it is not measured."""
 
@@ -224,7 +224,6 @@ class SessionSteering:
         "database",
         "search_path",
         "template",
-        "text",
         "user",
         "waited",
     )
@@ -232,6 +231,7 @@ class SessionSteering:
     def __init__(
         self, owner: Steerer, database: str, user: str, settings: dict[str, str], connection: str = ""
     ) -> None:
+        super().__init__()
         self.connection = connection  # its name in the log
         self._owner = owner
         self._cache = owner.cache
@@ -262,7 +262,6 @@ class SessionSteering:
         self._stopped = 0.0
         self._error = b""
         self.template: Template | None = None
-        self.text = b""  # of the statement last shown, until its batch is over
         self.asking: Asking | None = None
         self.waited = 0.0
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
+
+from mypy_extensions import mypyc_attr
 
 from proxy.transports import write_at_once
 from proxy.upstream.takeover import TakenConnection
@@ -13,14 +15,21 @@ from proxy.wire.messages import TERMINATE, query
 from proxy.wire.session_state import BackendState
 
 
-class Owner(Protocol):
+# A class and no protocol, whose methods the compiled build would look up by name each time.
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Owner:
     """Who gets the bytes of a backend: the session that is linked to it, or a pool for an idle one."""
 
-    def server_data(self, backend: Backend, data: bytes) -> None: ...
+    __slots__ = ()
 
-    def server_lost(self, backend: Backend, error: Exception | None) -> None: ...
+    def server_data(self, backend: Backend, data: bytes) -> None:
+        raise NotImplementedError
 
-    def server_writable(self, writable: bool) -> None: ...
+    def server_lost(self, backend: Backend, error: Exception | None) -> None:
+        raise NotImplementedError
+
+    def server_writable(self, writable: bool) -> None:
+        raise NotImplementedError
 
 
 class Backend:
@@ -50,6 +59,7 @@ class Backend:
         "state",
         "tls",
         "transport",
+        "write",
     )
 
     def __init__(
@@ -65,6 +75,7 @@ class Backend:
         early: bytes = b"",
     ) -> None:
         self.transport = transport
+        self.write: Callable[[bytes], None] = transport.write  # looked up once
         self.pid = pid
         self.secret = secret
         self.address = address
@@ -185,7 +196,7 @@ class Backend:
             raise ConnectionError("the connection ended during a check")
 
 
-class _Alone:
+class _Alone(Owner):
     """The owner of a backend while one query of the proxy's own runs on it."""
 
     def __init__(self) -> None:

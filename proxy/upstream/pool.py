@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from proxy.logs import Log
 from proxy.metrics import Counters
 from proxy.settings import ProxySettings
-from proxy.upstream.backend import Backend, idle_message_is_harmless, reported_settings, run_alone
+from proxy.upstream.backend import Backend, Owner, idle_message_is_harmless, reported_settings, run_alone
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.opener import Opener
 from proxy.wire.messages import error_response
@@ -37,7 +37,7 @@ class Waiter(Protocol):
     def refused(self, response: bytes) -> None: ...
 
 
-class BackendPool:
+class BackendPool(Owner):
     """The backends of one database, user and start-up settings. Also the owner of those that are idle."""
 
     def __init__(
@@ -121,12 +121,11 @@ class BackendPool:
                 self._counters.pool_waiting -= 1
                 return
 
-    def give_back(self, backend: Backend) -> None:
-        """A backend outside a transaction, with nothing owed, in a known state."""
+    def give_back(self, backend: Backend, now: float) -> None:
+        """A backend outside a transaction, with nothing owed, in a known state; ``now`` on the monotonic clock."""
         backend.owner = self
         if backend.lost:
             return
-        now = _now()
         backend.idle_since = backend.checked = now
         if now > backend.expires or self._paused:
             self.retire(backend)
@@ -197,7 +196,7 @@ class BackendPool:
         backend.start(self._ended)
         backend.owner = self
         backend.replay_early()
-        self.give_back(backend)
+        self.give_back(backend, _now())
 
     def _refuse_all(self, response: bytes) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -285,7 +284,7 @@ class BackendPool:
             wanted = backend in self._checking
             self._checking.discard(backend)
         if wanted:
-            self.give_back(backend)
+            self.give_back(backend, _now())
             backend.idle_since = idle_since
         else:
             self.retire(backend)

@@ -28,11 +28,13 @@ from proxy.wire.entries import (
     FRESH,
     HIDDEN,
     KIND,
+    NEVER_CERTAIN,
     OWN,
     READY_REPLY,
     REFUSED,
     STEERED,
     SUSPENDED,
+    is_mark,
     table_of,
 )
 from proxy.wire.frames import (
@@ -75,6 +77,7 @@ _REPLY_LIMIT: Final = 1024 * 1024
 _PORTAL: Final = 0x50  # what a Describe is about: P
 # Of an ErrorResponse this much is kept: severity and SQLSTATE come first.
 _ERROR_START: Final = 100
+_COPY_FAILED: Final = b"\0C57014\0"
 
 # Behind an end of the transaction the server passes over these, which come from a COPY that it refused, mostly.
 _STRAYS: Final = table_of(frozenset({COPY_DATA, COPY_DONE, COPY_FAIL, FLUSH}))
@@ -85,18 +88,21 @@ class Conversation(Hooks):
 
     ``idle`` is true when the last thing that happened was a ReadyForQuery outside a transaction with nothing owed;
     ``status`` is the transaction state of the last ReadyForQuery (a byte value); ``ready_count`` counts the requests
-    that got their ReadyForQuery; ``terminated`` says that the client sent Terminate. ``suspended`` says that the next
-    message waits: until `decided` is called or, when ``budget_ms`` is not 0.0, until the answer to a run with that
-    budget has begun. ``again`` is what must be sent to the server besides what the client sends, None for nothing;
-    whoever sends it (it may be empty) sets it to None and gives `from_client` b"", since what is held may go on.
+    that got their ReadyForQuery; ``terminated`` says that the client sent Terminate. So many ``uncertain`` answers may
+    come or not, and meanwhile the conversation is not idle. ``suspended`` says that the next message waits: until
+    `decided` is called or, when ``budget_ms`` is not 0.0, until the answer to a run with that budget has begun.
+    ``again`` is what must be sent to the server besides what the client sends, None for nothing; whoever sends it (it
+    may be empty) sets it to None and gives `from_client` b"", since what is held may go on.
     """
 
     __slots__ = (
         "_copy_in",
         "_cut",
+        "_data_sent",
         "_decision",
         "_held",
         "_names_pass",
+        "_passed_over",
         "_portals",
         "_reads_on",
         "_record_from",
@@ -121,6 +127,7 @@ class Conversation(Hooks):
         "steering",
         "suspended",
         "terminated",
+        "uncertain",
     )
 
     def __init__(self, steering: Steering) -> None:
@@ -149,6 +156,9 @@ class Conversation(Hooks):
         self._server_dropping = False  # what streams past goes nowhere
         self._skipping = False  # the server discards everything up to the next Sync
         self._copy_in = False
+        self._data_sent = False  # of the COPY that runs
+        self._passed_over = 0  # Syncs behind such data, taken for some that the server does not answer during COPY
+        self.uncertain = 0
         self._decision: Decision | None = None  # on the message that was suspended
         self._portals: dict[bytes, Any] = {}  # those that were bound with advice
         # What the client sent from a steered message on, while that message might have to be sent once more.
@@ -302,7 +312,8 @@ class Conversation(Hooks):
     @property
     def at_boundary(self) -> bool:
         """Whether the last answer ended outside a transaction and the client's last message was Terminate at most."""
-        return self.status == IDLE and not self._held and not self._streaming and (self.idle or self.terminated)
+        unfinished = self._held or self._streaming or self.uncertain
+        return self.status == IDLE and not unfinished and (self.idle or self.terminated)
 
     def _may_stream(self, kind: int, length: int, data: bytes, pos: int) -> bool:
         """Whether a message that has only partly arrived may go on as it comes, unread."""
@@ -336,14 +347,16 @@ class Conversation(Hooks):
             return None
         if kind == FUNCTION_CALL:
             self._owe(FUNCTION_CALL)
+        elif kind == COPY_DATA:
+            self._data_sent = self._copy_in
+            if not self._copy_in and self.owed and self.owed[-1] != COPY_DATA:
+                self.owed.append(COPY_DATA)  # see `is_mark`
         elif kind == TERMINATE:
             self.terminated = True
         elif kind == COPY_DONE or kind == COPY_FAIL:
             if self._copy_in:
                 self._copy_in = False
             elif self.owed:
-                # Sent before the server said that it wants the data: remembered, so that the Syncs before and
-                # after it can be told apart when it does.
                 self.owed.append(COPY_DONE)
         return None
 
@@ -355,9 +368,9 @@ class Conversation(Hooks):
 
     def _owe_after_trouble(self, kind: int) -> None:
         """A message sent while the server discards up to Sync, or while it reads COPY data."""
-        if self._copy_in:
-            if kind == SYNC:
-                return  # the server ignores Flush and Sync during COPY IN
+        if self._copy_in and kind == SYNC:
+            self._passed_over += self._data_sent  # the server ignores it, unless the data before it ends the COPY
+        elif self._copy_in:
             self._copy_in = False
             self.owed.append(kind)
         elif kind == SYNC:
@@ -469,11 +482,7 @@ class Conversation(Hooks):
 
     def _server_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         """One message of the server: what to send in its place (b"" to swallow it), None for itself."""
-        owed = self.owed
-        head = owed[0] if owed else 0
-        while head == COPY_DONE:
-            owed.popleft()
-            head = owed[0] if owed else 0
+        head = self.owed[0] if self.owed and not is_mark(self.owed[0]) else self._past_marks()
         if kind == READY:
             return self._ready(data, end, head)
         if kind == ERROR:
@@ -489,6 +498,7 @@ class Conversation(Hooks):
                 if edited is not None:
                     return edited
         if CLOSING[kind]:
+            self._passed_over = 0
             if head & KIND == EXECUTE:
                 self._ended()
             if kind == COMMAND_COMPLETE and not head & OWN:
@@ -510,11 +520,13 @@ class Conversation(Hooks):
         owed = self.owed
         self.status = data[end - 1]
         self._copy_in = self._skipping = False
-        if head & KIND in READY_REPLY:
+        self._passed_over = 0
+        if READY_REPLY[head & KIND]:
             self._ended()
-            while owed and owed[0] == COPY_DONE:
-                owed.popleft()  # meant for a COPY that failed before it began
-        over = self.status == IDLE and not owed and not self.suspended
+            self._past_marks()  # meant for a COPY that failed before it began
+        elif 0 < self.uncertain < NEVER_CERTAIN:
+            self.uncertain -= 1
+        over = self.status == IDLE and not owed and not self.suspended and not self.uncertain
         # The server waits for the rest of a message that it began to get, even one of a COPY that it has refused.
         self.refused_streams = over and self._streaming > 0
         self.idle = over and not self.refused_streams
@@ -525,11 +537,15 @@ class Conversation(Hooks):
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         self._copy_in = False
+        # A Sync that was passed over may stand before the data that failed, or behind it: then it is answered. A
+        # CopyFail stands behind all of them.
+        if self._passed_over and data.find(_COPY_FAILED, pos, pos + _ERROR_START) < 0:
+            self.uncertain = self._passed_over if len(self.owed) == 1 else NEVER_CERTAIN
         self.steering.failed(data[pos : min(end, pos + _ERROR_START)])
         if head == QUERY | OWN:
             self._own_reply(ERROR, data, pos, end)
             return b""
-        if head and head & KIND not in READY_REPLY:
+        if head and not READY_REPLY[head & KIND]:
             # An error in an extended batch: the server discards what follows, up to the next Sync.
             owed = self.owed
             dropped = []
@@ -541,10 +557,8 @@ class Conversation(Hooks):
 
     def _long_error(self, data: bytes, pos: int) -> None:
         """An error so long that it streams past: what it does to the conversation, without a look at its text."""
-        owed = self.owed
-        while owed and owed[0] == COPY_DONE:
-            owed.popleft()
-        Conversation._error(self, data, pos, len(data), owed[0] & ~REFUSED if owed else 0)
+        head = self._past_marks()
+        Conversation._error(self, data, pos, len(data), head & ~REFUSED)
 
     def _long_answer(self) -> bytes:
         """A message so long that it streams past belongs to an answer of which nothing has got out: what goes before
@@ -558,13 +572,23 @@ class Conversation(Hooks):
             return
         # Syncs sent right behind the COPY arrive while the server reads its data, and it ignores them.
         owed.popleft()
-        while owed and owed[0] == SYNC:
-            owed.popleft()
-        done = bool(owed) and owed[0] == COPY_DONE
+        self._data_sent = False
+        while owed and (owed[0] == SYNC or owed[0] == COPY_DATA):
+            if owed.popleft() == COPY_DATA:
+                self._data_sent = True
+            else:
+                self._passed_over += self._data_sent
         self._copy_in = not owed
-        if done:
+        if owed and owed[0] == COPY_DONE:
             owed.popleft()
         owed.appendleft(head)
+
+    def _past_marks(self) -> int:
+        """Drops what nothing answers; the oldest entry behind it, 0 without one."""
+        owed = self.owed
+        while owed and is_mark(owed[0]):
+            owed.popleft()
+        return owed[0] if owed else 0
 
     def _ended(self) -> int:
         """The oldest entry of the queue is answered, or never will be; returns it."""

@@ -94,7 +94,7 @@ class SteeredConversation(SteeredOutcome):
         """``text`` is empty where the message has none, and for one too ``large`` to be put together."""
         decision = self._decision
         self._decision = None
-        if not (text or large) or self._skipping or self._copy_in or self.status == FAILED:
+        if not (text or large) or self._skipping or self._copy_in or self.status == FAILED or self.uncertain:
             decision = LEAVE_ALONE
         elif large:
             self._forget_texts()  # it may say anything
@@ -333,7 +333,7 @@ class SteeredConversation(SteeredOutcome):
     def _judge_bind(self, known: Known | None, data: bytes, pos: int, start: int, end: int) -> Decision:
         decision = self._decision
         self._decision = None
-        if known is None or self._skipping or self._copy_in or self.status == FAILED:
+        if known is None or self._skipping or self._copy_in or self.status == FAILED or self.uncertain:
             decision = LEAVE_ALONE
         elif read_i32_be(data, pos + 1) > HOLD_LIMIT:
             self.steering.prevented("too_large")

@@ -15,6 +15,8 @@ from proxy.wire.frames import (
     CLOSE_COMPLETE,
     COMMAND_COMPLETE,
     COPY_BOTH,
+    COPY_DATA,
+    COPY_DONE,
     COPY_IN,
     DESCRIBE,
     EMPTY_QUERY,
@@ -44,6 +46,8 @@ FRESH: Final = 0x2000
 # In place of a message's bytes: it must be decided on first.
 SUSPENDED: Final = b"suspended"
 HIDDEN: Final = OWN | FRESH
+NEVER_CERTAIN: Final = 1_000_000_000
+"""So many answers may still come: how many do will not be known."""
 
 _ENDED_BY: Final = {
     PARSE_COMPLETE: PARSE,
@@ -60,7 +64,6 @@ ENDS: Final = bytes(_ENDED_BY.get(kind, 0) for kind in range(256))
 ALWAYS_WATCHED: Final = frozenset({READY, ERROR, PARAMETER_STATUS, COPY_IN, COPY_BOTH})
 """Replies that always mean more than the end of a message."""
 CLOSING_REPLY: Final = frozenset({COMMAND_COMPLETE, EMPTY_QUERY, PORTAL_SUSPENDED})
-READY_REPLY: Final = frozenset({QUERY, SYNC, FUNCTION_CALL})
 
 
 def table_of(kinds: frozenset[int]) -> bytes:
@@ -69,3 +72,11 @@ def table_of(kinds: frozenset[int]) -> bytes:
 
 
 CLOSING: Final = table_of(CLOSING_REPLY)
+READY_REPLY: Final = table_of(frozenset({QUERY, SYNC, FUNCTION_CALL}))
+"""By kind of a message, whether a ReadyForQuery answers it."""
+
+
+def is_mark(entry: int) -> bool:
+    """Whether nothing answers it: data of a COPY, or its end, sent before the server said that it wants any. It is
+    remembered, so that the Syncs before and behind it can be told apart when the server does."""
+    return entry == COPY_DATA or entry == COPY_DONE

@@ -54,6 +54,8 @@ _MISSING: Final = b"\0C26000\0"
 _OUTDATED: Final = b"cached plan must not change result type"
 _NAME_SEARCH: Final = 8 * 1024  # portal and statement names are looked for in so many bytes of a long message
 _STATEMENT: Final = 0x53  # in a Describe or Close: S
+_SELECT: Final = 0x53454C45  # SELE, with which no other tag begins
+_SELECT_LEAST: Final = 11  # bytes of a CommandComplete with that tag
 _USUAL_LIMIT: Final = 4 * 1024  # bytes of a Parse that is kept to know it again
 
 # Added to the entry of a Query for which there is a note in ``_changes``.
@@ -251,9 +253,13 @@ class PooledConversation(KeptStatements):
     def _bind(self, data: bytes, pos: int, end: int) -> bytes | None:
         if self._skipping:
             return None
-        portal_end = data.find(0, pos + 5, end)
-        name_end = data.find(0, portal_end + 1, end) if portal_end >= 0 else -1
-        name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
+        if end - pos > 6 and data[pos + 5] == 0 and data[pos + 6] == 0:
+            # Both names empty, as most are: two calls less.
+            portal_end, name_end, name = pos + 5, pos + 6, b""
+        else:
+            portal_end = data.find(0, pos + 5, end)
+            name_end = data.find(0, portal_end + 1, end) if portal_end >= 0 else -1
+            name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
         statement = self._statement_of(name) if name_end >= 0 else None
         known = statement.known if statement is not None else None
         if (
@@ -472,7 +478,7 @@ class PooledConversation(KeptStatements):
         return message(b"E", body)
 
     def _completed(self, data: bytes, pos: int, end: int) -> None:
-        if data[pos + 5 : pos + 12] == b"SELECT " and not self._blind:
+        if end - pos > _SELECT_LEAST and read_i32_be(data, pos + 5) == _SELECT and not self._blind:
             return  # by far the most frequent; what a SELECT can do to the session shows in its text
         super()._completed(data, pos, end)
         tag = data[pos + 5 : end - 1]

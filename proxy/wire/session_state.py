@@ -16,7 +16,7 @@ from proxy.steering import Steering
 from proxy.wire import messages
 from proxy.wire.carried import NAMES_LIMIT, SETTINGS_LIMIT, VALUE_LIMIT, capture_query, columns_of, settings_batches
 from proxy.wire.delivery import SteeredConversation
-from proxy.wire.entries import KIND, OWN, table_of
+from proxy.wire.entries import KIND, OWN, is_mark, table_of
 from proxy.wire.frames import (
     COPY_DATA,
     COPY_DONE,
@@ -243,7 +243,7 @@ class SessionState(SteeredConversation):
     @property
     def answers_coming(self) -> bool:
         """Whether the server will answer up to a ReadyForQuery without another word of the client."""
-        asked = [entry for entry in self.owed if entry != COPY_DONE]
+        asked = [entry for entry in self.owed if not is_mark(entry)]
         if self._streaming > 0 or self._copy_in or not asked:
             return False
         return asked[-1] & KIND in (QUERY, SYNC, FUNCTION_CALL)

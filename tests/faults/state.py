@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.proxy import Proxy
-from tests.support.waiting import PAUSE
+from tests.support.waiting import eventually
 from tests.support.wireclient import WireClient
 
 CLIENTS = "pilotwire_clients_current"
@@ -17,11 +17,7 @@ BACKENDS = "pilotwire_backends_current"
 
 async def becomes(condition: Callable[[], Awaitable[bool]], what: str = "", timeout: float = 15) -> None:
     """Waits until `condition()` is true. TimeoutError that names `what`."""
-    deadline = asyncio.get_running_loop().time() + timeout
-    while not await condition():
-        if asyncio.get_running_loop().time() > deadline:
-            raise TimeoutError(f"after {timeout} s still not: {what}")
-        await asyncio.sleep(PAUSE)
+    await eventually(condition, timeout, what)
 
 
 async def metric(target: Proxy, name: str) -> float:

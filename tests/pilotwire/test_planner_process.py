@@ -269,4 +269,5 @@ async def test_switched_off_and_on_again(start: Start) -> None:
     planner.process.apply(planner.settings.model_copy(update={"mode": "off"}))
     await eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     planner.process.apply(planner.settings)
+    await eventually(lambda: planner.process.pid not in (0, child.pid))
     await planner.ready()

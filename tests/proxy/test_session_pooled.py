@@ -474,6 +474,47 @@ async def test_strays_hold_no_backend(one: Proxy, database: str) -> None:
         assert await first.value("select 1") == "1"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_sync_that_may_be_answered_or_not(one: Proxy, database: str, begun: bool) -> None:
+    """Behind data that fails the server answers a Sync, which it passes over within a COPY: nobody else gets that."""
+    async with clients(one, database, 2) as (first, second):
+        await first.query("create table t (a int)")
+        first.send(query("copy t from stdin"))
+        if begun:
+            await first.until(b"G")
+        first.send(copy_data(b"bad\n") + SYNC)
+        with pytest.raises(ServerError, match="22P02"):
+            await first.until_ready()
+        assert await first.until_ready() == [(b"Z", b"I")]
+        assert await second.value("select 2") == "2"
+        assert await first.value("select 1") == "1"
+
+
+async def test_a_sync_of_which_nobody_knows(one: Proxy, database: str) -> None:
+    """It was passed over, since the data before it was good; but its answer may as well be on its way."""
+    async with clients(one, database, 2) as (first, second):
+        await first.query("create table t (a int)")
+        first.send(query("copy t from stdin"))
+        await first.until(b"G")
+        first.send(copy_data(b"1\n") + SYNC + copy_data(b"bad\n"))
+        with pytest.raises(ServerError, match="22P02"):
+            await first.until_ready()
+        with pytest.raises(ServerError, match="08P01"):
+            await first.query("select 1")
+        assert await second.value("select 2") == "2"
+
+
+async def test_a_sync_within_a_copy_is_passed_over(one: Proxy, database: str) -> None:
+    async with clients(one, database, 2) as (first, second):
+        await first.query("create table t (a int)")
+        first.send(query("copy t from stdin"))
+        await first.until(b"G")
+        first.send(copy_data(b"1\n") + SYNC + copy_data(b"2\n") + SYNC + COPY_DONE)
+        assert (await first.until_ready())[-1] == (b"Z", b"I")
+        assert await second.value("select count(*) from t") == "2"
+        assert await first.value("select 1") == "1"
+
+
 @pytest.mark.parametrize("rest", [1, 49_000, 50_000])
 async def test_a_copy_refused_within_a_message(one: Proxy, database: str, rest: int) -> None:
     """The server reads a message of COPY data to its end also when it has refused the COPY before that."""

@@ -9,16 +9,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
-PAUSE = 0.01
+PAUSE, MAX_PAUSE, GROWTH = 0.01, 0.15, 1.15
+"""Seconds between two looks: growing, for many conditions start a psql, which would keep a processor busy for as long
+as the wait lasts."""
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10, what: str = "") -> T:
     """The first true value of `condition()`. TimeoutError that names `what` after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    deadline, pause = time.monotonic() + timeout, PAUSE
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {timeout} s still not: {what or _name(condition)} (last: {value!r})")
-        time.sleep(PAUSE)
+        time.sleep(pause)
+        pause = min(pause * GROWTH, MAX_PAUSE)
     return value
 
 
@@ -28,7 +31,7 @@ async def eventually(condition: Callable[[], Awaitable[T]], timeout: float = 10,
 async def eventually(condition: Callable[[], T], timeout: float = 10, what: str = "") -> T: ...
 async def eventually(condition: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
     """The same for coroutines: `condition` may be a plain or an async function."""
-    deadline = time.monotonic() + timeout
+    deadline, pause = time.monotonic() + timeout, PAUSE
     while True:
         answer = condition()
         value = await answer if inspect.isawaitable(answer) else answer
@@ -36,7 +39,8 @@ async def eventually(condition: Callable[[], Any], timeout: float = 10, what: st
             return value
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {timeout} s still not: {what or _name(condition)} (last: {value!r})")
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(pause)
+        pause = min(pause * GROWTH, MAX_PAUSE)
 
 
 def _name(condition: Callable[..., object]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy.admin.guard import is_local_name
+from proxy.admin.shell import is_local_name
 from proxy.admin.source import BreakerNow, Client, Latencies, ModelStatus, PlannerStatus, Reloaded
 from tests.proxy.admin.instance import KEY, NOON, Instance, client, latency
 

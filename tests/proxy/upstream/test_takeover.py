@@ -14,7 +14,7 @@ from proxy.login import NoCredential
 from proxy.settings import ProxySettings
 from proxy.tls import TlsContexts
 from proxy.upstream import takeover
-from proxy.upstream.backend import Backend, reported_settings, run_alone
+from proxy.upstream.backend import Backend, Owner, reported_settings, run_alone
 from proxy.upstream.cancel import send_cancel
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.opener import Opener
@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 from tests.support.wireclient import WireClient
 
 
-class Talk:
+class Talk(Owner):
     """The owner of a backend in these tests: collects what the server says."""
 
     def __init__(self, backend: Backend) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from proxy.steering import LeaveAlone
+from proxy.steering import Steering
 from proxy.wire.messages import query
 from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import StatementRegistry
@@ -62,7 +62,7 @@ class PooledTranscript(Transcript):
             self.link("a")
 
     def _make(self) -> PooledConversation:
-        return PooledConversation(LeaveAlone(), self.registry, REPORTED, self.settings, self.client_bytes)
+        return PooledConversation(Steering(), self.registry, REPORTED, self.settings, self.client_bytes)
 
     @property
     def pooled(self) -> PooledConversation:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.steering import LEAVE_ALONE, Decision, Known
+from proxy.steering import LEAVE_ALONE, Decision, Known, Steering
 
 Script = Callable[[bytes], Decision]
 
 
-class ScriptedSteering:
+class ScriptedSteering(Steering):
     """``script`` decides by the text. ``seen`` has (text, parameters or None) of all that it was asked about."""
 
     def __init__(self, script: Script | None = None) -> None:
+        super().__init__()
         self.script = script or (lambda text: LEAVE_ALONE)
         self.seen: list[tuple[bytes, bytes | None]] = []
         self.settings: dict[bytes, bytes] = {}
@@ -20,7 +21,6 @@ class ScriptedSteering:
         self.reasons: list[str] = []
         self.stops = 0
         self.errors: list[bytes] = []
-        self.text = b""
         self.refusals: list[tuple[bytes, bytes, bool]] = []
 
     def query(self, text: bytes) -> Decision:

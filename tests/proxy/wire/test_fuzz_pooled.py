@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.steering import LeaveAlone
+from proxy.steering import Steering
 from proxy.wire.messages import query
 from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import UNKNOWN
@@ -61,7 +61,7 @@ class Setting:
         self.states = [BackendState(self.reported, limit) for _ in range(3)]
 
     def client(self) -> Client:
-        return Client(PooledConversation(LeaveAlone(), self.registry, self.reported, {}, 100_000))
+        return Client(PooledConversation(Steering(), self.registry, self.reported, {}, 100_000))
 
     def say(self, client: Client, wanted: int, batch: bytes) -> tuple[bytes, bytes]:
         """What the client is told, and what a server of its own would have told it."""

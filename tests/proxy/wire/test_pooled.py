@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.steering import LeaveAlone
+from proxy.steering import Steering
 from proxy.wire.frames import HOLD_LIMIT
 from proxy.wire.messages import error_response, query
 from proxy.wire.pins import (
@@ -511,7 +511,7 @@ def test_long_script_cut_up(name: str, size: int) -> None:
 def test_a_backend_that_ends_behind_a_transaction_ends_no_client() -> None:
     """pg_terminate_backend right after COMMIT: the client was told, and stayed connected behind a FATAL."""
     registry = StatementRegistry()
-    talk = PooledConversation(LeaveAlone(), registry, {}, {}, 1 << 20)
+    talk = PooledConversation(Steering(), registry, {}, {}, 1 << 20)
     talk.link(BackendState(talk.reported, 1 << 20))
     talk.from_client(query("commit"))
     fatal = error_response("57P01", "terminating connection due to administrator command")

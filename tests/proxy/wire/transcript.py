@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
-from proxy.steering import LeaveAlone
+from proxy.steering import Steering
 from proxy.wire.conversation import Conversation
 from proxy.wire.delivery import SteeredConversation
 from proxy.wire.messages import message, ready_for_query
@@ -97,7 +97,7 @@ class Transcript:
     """A conversation under test; every step is checked as it is made, and remembered."""
 
     def __init__(self, make: Callable[[], Conversation] | None = None) -> None:
-        self.make = make or (lambda: SteeredConversation(LeaveAlone()))
+        self.make = make or (lambda: SteeredConversation(Steering()))
         self.talk = self.make()
         self.steps: list[tuple[str, bytes, bytes]] = []
 
