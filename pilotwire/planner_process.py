@@ -185,6 +185,10 @@ class PlannerProcess:
             with contextlib.suppress(TimeoutError):
                 # Its last words may still be in the socket.
                 await asyncio.wait_for(link.gone.wait(), 1.0)
+        except asyncio.CancelledError:
+            # While it has its link: without one it takes the supervisor for dead, and removes the socket's folder.
+            await end_process(process)
+            raise
         finally:
             watch.cancel()
             link.close()

@@ -28,7 +28,7 @@ GENERAL = frozenset({
 """Names of tables and columns that are ordinary words too: what a function returns, join orders, comments, views ...
 They may be used as words; a string literal that consists of nothing else may be one of them only if in `LITERALS`."""
 LITERALS = frozenset({
-    "age", "cost", "count", "date", "id", "kind", "location", "name", "reason", "status", "title", "total",
+    "age", "cost", "count", "date", "id", "kind", "location", "method", "name", "reason", "status", "title", "total",
     "votes",  # what the trees of an ensemble say, as ONNX knows it
 })  # fmt: skip
 """Of the general words, those that are also keys of messages, settings, catalogs and types."""

@@ -268,6 +268,7 @@ async def test_switched_off_and_on_again(start: Start) -> None:
     child = psutil.Process(planner.process.pid)
     planner.process.apply(planner.settings.model_copy(update={"mode": "off"}))
     await eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    assert Path(planner.process.socket).parent.is_dir(), "it was ended by its supervisor, not orphaned"
     planner.process.apply(planner.settings)
     await eventually(lambda: planner.process.pid not in (0, child.pid))
     await planner.ready()
