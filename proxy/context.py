@@ -131,6 +131,7 @@ class WorkerContext:
         self._cancels = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._emptied = asyncio.Event()
+        self._probing: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Reads users and begins to keep house. Raises on users files and queries that cannot be used."""
@@ -138,7 +139,7 @@ class WorkerContext:
         if self.settings.otel_endpoint:
             self.tracer = self._make_tracer()
         self.spawn(self._sweep())
-        self.spawn(self._probe())
+        self._probe()
         if self.steerer is not None:
             self.spawn(self.steerer.client.run())
 
@@ -166,12 +167,11 @@ class WorkerContext:
             for pool in self._pools.values():
                 pool.sweep(now)
 
-    async def _probe(self) -> None:
+    def _probe(self) -> None:
         """Has the time measured that this process spends on a piece of a client's or a server's stream, now and then:
         two clock readings for each piece would cost more than they tell."""
-        while True:
-            await asyncio.sleep(_PROBE_SECONDS)
-            self.databases.probe()
+        self.databases.probe()
+        self._probing = asyncio.get_running_loop().call_later(_PROBE_SECONDS, self._probe)
 
     # ------------------------------------------------------------------ sessions
 
@@ -561,6 +561,8 @@ class WorkerContext:
             console.finish(SHUTDOWN)
         for task in self._tasks:
             task.cancel()
+        if self._probing is not None:
+            self._probing.cancel()
         for pool in self._pools.values():
             pool.close()
         for opener in self._openers.values():

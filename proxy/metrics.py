@@ -70,8 +70,10 @@ class Counters:
         "_high",
         "_latency",
         "_low",
+        "_lower",
         "_middle",
         "_model_latency",
+        "_upper",
         "_wait",
         "_wire",
         "_wire_sum",
@@ -193,9 +195,11 @@ class Counters:
         self.trace_spans = Labelled()
         self.latency_sum = 0.0
         self._latency = [0] * (len(LATENCY_BOUNDS) + 1)
-        # A bucket, the bound between it and the next one, and those round both: most statements belong there.
+        # Most latencies belong in the same two buckets, where they are counted at the cost of a comparison: the first
+        # one's place, the bounds below, between and above them, and what is not in the buckets yet.
         self._at = 0
         self._low = self._middle = self._high = -1.0
+        self._lower = self._upper = 0
         self._model_latency: dict[str, dict[int, int]] = {}
         # By how much the server's times differ from the latencies, bucket by bucket: most do not.
         self._held_up = [0] * (len(LATENCY_BOUNDS) + 1)
@@ -219,16 +223,24 @@ class Counters:
     def observe_latency(self, seconds: float) -> None:
         """Counts one statement that took ``seconds`` from its arrival to its ReadyForQuery or CommandComplete."""
         self.latency_sum += seconds
-        if self._low < seconds <= self._high:
-            at = self._at if seconds <= self._middle else self._at + 1
+        if self._low < seconds <= self._middle:
+            self._lower += 1
+        elif self._middle < seconds <= self._high:
+            self._upper += 1
         else:
+            self._put_away()
             at = bisect_left(LATENCY_BOUNDS, seconds)
-            lower = min(at, len(LATENCY_BOUNDS) - 1)
-            self._at = lower
-            self._low = LATENCY_BOUNDS[lower - 1] if lower else -1.0
-            self._middle = LATENCY_BOUNDS[lower]
-            self._high = LATENCY_BOUNDS[lower + 1] if lower + 1 < len(LATENCY_BOUNDS) else inf
-        self._latency[at] += 1
+            self._latency[at] += 1
+            self._at = at = min(at, len(LATENCY_BOUNDS) - 1)
+            self._low = LATENCY_BOUNDS[at - 1] if at else -1.0
+            self._middle = LATENCY_BOUNDS[at]
+            self._high = LATENCY_BOUNDS[at + 1] if at + 1 < len(LATENCY_BOUNDS) else inf
+
+    def _put_away(self) -> None:
+        """Counts the latest latencies in their buckets."""
+        self._latency[self._at] += self._lower
+        self._latency[self._at + 1] += self._upper
+        self._lower = self._upper = 0
 
     def observe_model(self, model: str, seconds: float) -> None:
         """Counts one statement that steering looked at and that took its client ``seconds``, under the model that
@@ -260,6 +272,7 @@ class Counters:
     def snapshot(self) -> dict[str, float]:
         """The counts as they are now, flat: see the module's text for the keys."""
         flat: dict[str, float] = {}
+        self._put_away()
         for metric in WORKER_METRICS:
             value = getattr(self, metric.attribute)
             if isinstance(value, Labelled):

@@ -25,6 +25,16 @@ class _Embedded(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.accepting = asyncio.Event()
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Has `serve` return once the requests that run have ended, or soon."""
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """In place of a look ten times a second at whether it is to end."""
+        await self._ending.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -71,13 +81,13 @@ class AdminServer:
         """
         for server in self._server.servers:
             server.close()
-        asyncio.get_running_loop().call_later(RETIRE_SECONDS, setattr, self._server, "should_exit", True)
+        asyncio.get_running_loop().call_later(RETIRE_SECONDS, self._server.end)
 
     async def stop(self) -> None:
         """Stops accepting, lets running requests end shortly, and returns."""
         task, self._task = self._task, None
         if task is None:
             return
-        self._server.should_exit = True
+        self._server.end()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(task, STOP_SECONDS)

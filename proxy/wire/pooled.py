@@ -68,7 +68,7 @@ _WATCHED: Final = table_of(ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, C
 class PooledConversation(KeptStatements):
     """One client in transaction pooling, with its prepared statements."""
 
-    __slots__ = ("_bound", "_usual", "_usual_parse", "backend_ends")
+    __slots__ = ("_bound", "_usual", "_usual_parse", "_usual_statement", "_usual_text", "_usual_types", "backend_ends")
 
     def __init__(
         self,
@@ -86,6 +86,9 @@ class PooledConversation(KeptStatements):
         # The last Parse of the unnamed statement, if it means the same whenever it comes, and what it changes then.
         self._usual: Change | None = None
         self._usual_parse = b""
+        self._usual_statement: Statement | None = None
+        self._usual_text = b""
+        self._usual_types = b""
 
     # ------------------------------------------------------------------ from the client
 
@@ -195,6 +198,9 @@ class PooledConversation(KeptStatements):
             if not statement.reading and end - pos <= _USUAL_LIMIT:
                 self._usual = Change(PARSE, b"", statement, statement)
                 self._usual_parse = data[pos:end]
+                self._usual_statement = statement
+                self._usual_text = statement.text
+                self._usual_types = statement.types
             return None
         present = self._named.get(name)
         if present is not None:
@@ -223,10 +229,10 @@ class PooledConversation(KeptStatements):
     def _parse_as_usual(self, usual: Change) -> bool:
         """The very Parse of the unnamed statement that came last, which is what many clients send with each Bind: does
         what `_parse` does for it, without taking it apart. False when something else has come in between."""
-        statement = usual.statement
+        statement = self._usual_statement
         if statement is None or self._unnamed is not statement or self.pins & (PIN_MEMORY | PIN_LARGE):
             return False
-        statement.known = self.steering.known(statement.text, statement.types)
+        statement.known = self.steering.known(self._usual_text, self._usual_types)
         assert self.backend is not None
         self.backend.prepared.unnamed = statement
         self._changes.append(usual)
