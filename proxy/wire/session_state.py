@@ -243,6 +243,8 @@ class SessionState(SteeredConversation):
     @property
     def answers_coming(self) -> bool:
         """Whether the server will answer up to a ReadyForQuery without another word of the client."""
+        if self.budget_ms:
+            return True  # to a run that is being stopped, if not to this one
         asked = [entry for entry in self.owed if not is_mark(entry)]
         if self._streaming > 0 or self._copy_in or not asked:
             return False

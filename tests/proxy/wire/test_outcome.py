@@ -6,6 +6,9 @@ from proxy.steering import LEAVE_ALONE, Decision
 from proxy.wire import advice
 from proxy.wire.delivery import SteeredConversation
 from proxy.wire.messages import query
+from proxy.wire.pooled import PooledConversation
+from proxy.wire.prepared import StatementRegistry
+from proxy.wire.session_state import BackendState
 from tests.proxy.wire import transcript as say
 from tests.proxy.wire.scripted import ScriptedSteering
 from tests.proxy.wire.transcript import SYNC, Transcript, bind, close, describe, done, execute, parse, ready, row
@@ -51,6 +54,22 @@ def test_stopped_and_sent_once_more() -> None:
     assert (steering.stops, steering.errors) == (1, [])
     talk.client(becomes=[query("behind")])
     talk.server(say.COLUMNS, row(b"1"), done(), ready()).server(done(), ready()).idle()
+
+
+def test_an_answer_is_still_to_come_while_a_run_is_stopped() -> None:
+    """A pooled client that has shut down its sending side stays connected for as long."""
+    steering = ScriptedSteering(lambda text: HINT)
+    pooled = PooledConversation(steering, StatementRegistry(), {}, {}, 1 << 20)
+    pooled.link(BackendState({}, 1 << 20))
+    assert pooled.from_client(query("a join b")) == query("/* x */ a join b")
+    assert pooled.answers_coming
+    assert pooled.stop() is True
+    assert pooled.from_server(CANCELED + ready()) == b""
+    assert pooled.answers_coming
+    pooled.stopped(sent=True)
+    assert pooled.answers_coming
+    assert pooled.from_server(done() + ready()) == done() + ready()
+    assert not pooled.answers_coming
 
 
 def test_a_request_that_hit_nothing_is_sent_again() -> None:
