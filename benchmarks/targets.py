@@ -9,6 +9,7 @@ import shutil
 import ssl
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from benchmarks.processes import HOST, BenchmarkError, free_port, server_process
 from pilotwire.embedded import EmbeddedServer
 from pilotwire.postgres_files import Account, server_account
 
+WORKER_SECONDS = 10.0
 Kind = Literal["direct", "pgbouncer", "pilotwire"]
 
 POOL_SIZE = 40
@@ -84,9 +86,12 @@ class Target:
         """The processes that hold clients: PgBouncer's only one, pilotwire's workers without the supervisor."""
         if self.variant.kind == "pgbouncer":
             return self.pids()
-        workers = [pid for pid in self.pids() if "proxy.worker" in _command_line(pid)]
-        if not workers:
-            raise BenchmarkError(f"{self.name} has no worker process.")
+        # The port is open a moment before the first worker is there.
+        deadline = time.monotonic() + WORKER_SECONDS
+        while not (workers := [pid for pid in self.pids() if "proxy.worker" in _command_line(pid)]):
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"{self.name} has no worker process.")
+            time.sleep(0.05)
         return workers
 
 
