@@ -134,10 +134,8 @@ async def test_a_steered_statement_below_the_clients_own_span(
     assert metrics['pilotwire_steering_arms_total{arm="no_hashjoin"}'] == 1
     assert metrics['pilotwire_steering_dialects_total{dialect="hint_plan"}'] == 1
     assert metrics["pilotwire_decision_wait_seconds_count"] == 1
-    assert (
-        metrics['pilotwire_server_seconds_bucket{le="0.025"}']
-        > metrics['pilotwire_statement_latency_seconds_bucket{le="0.025"}']
-    )
+    # The wait is in the one and not in the other, however long the server took on a busy machine.
+    assert metrics["pilotwire_server_seconds_sum"] <= metrics["pilotwire_statement_latency_seconds_sum"] - 0.04
     assert metrics["pilotwire_server_seconds_count"] == metrics["pilotwire_statement_latency_seconds_count"]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
-PAUSE, MAX_PAUSE, GROWTH = 0.01, 0.15, 1.15
+PAUSE, MAX_PAUSE, GROWTH = 0.01, 0.1, 1.15
 """Seconds between two looks: growing, for many conditions start a psql, which would keep a processor busy for as long
 as the wait lasts."""
 

@@ -246,14 +246,14 @@ def test_a_killed_trainer_loses_no_labels(settings: Settings, shop_dsn: str, tmp
     def counted() -> int:
         return journal.read_text().count("\n") if journal.exists() else 0
 
+    some = 20
     try:
-        wait_until(lambda: counted() >= 20, what="some joins are counted", timeout=30)
+        wait_until(lambda: counted() >= some, what="some joins are counted", timeout=30)
         assert files.locked(settings.state)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.communicate(timeout=10)
-    known = counted()
     (job,) = Jobs(settings.state / "jobs").known()
     assert job.state == JobState.RUNNING
 
@@ -264,7 +264,8 @@ def test_a_killed_trainer_loses_no_labels(settings: Settings, shop_dsn: str, tmp
     assert again.reasons == ["no model serves"]
     assert again.figures["champion"]["name"] == "PostgreSQL"
     assert (settings.models / "trained.onnx").exists() == (again.outcome == "handed_over")
-    assert again.figures["training"]["counts_known"] >= known - 1
+    # The last line may be half a one, and on a fast machine those of the evaluation stand behind the training's.
+    assert again.figures["training"]["counts_known"] >= some - 1
 
 
 def test_marks_survive_and_broken_ones_are_forgotten(tmp_path: Path) -> None:
