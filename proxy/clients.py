@@ -110,7 +110,7 @@ def state_of(session: Session) -> str:
     talk = session.talk
     if isinstance(session, PooledSession) and session.waiting:
         return "waiting"
-    if talk.owed or session._since:
+    if talk.owed.first or session._since:
         return "active"
     return "idle" if talk.idle else "in transaction"
 
@@ -158,14 +158,14 @@ async def kill(context: WorkerContext, number: int) -> bool:
         return True
     until = time.monotonic() + CANCEL_SECONDS
     cancelled = False
-    while session.talk.owed and session in context.sessions and time.monotonic() < until:
+    while session.talk.owed.first and session in context.sessions and time.monotonic() < until:
         if not cancelled and session.key[0]:
             cancelled = True
             await context.cancel(*session.key)
         await asyncio.sleep(_LOOK)
     if session not in context.sessions:
         return True
-    if session.talk.owed:
+    if session.talk.owed.first:
         session.abort()
     else:
         session.finish(SHUTDOWN)

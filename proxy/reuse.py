@@ -61,7 +61,7 @@ class ReusingSession(DedicatedSession):
         self.finish(response)
 
     def _send(self, backend: Backend, out: bytes) -> None:
-        if not self._talk.owed:
+        if not self._talk.owed.first:
             out = out.removesuffix(TERMINATE)
             self.transport.close()
         # Where answers are still to come the Terminate goes along, and the server ends the connection behind them.
@@ -79,7 +79,7 @@ class ReusingSession(DedicatedSession):
         backend, self.backend = self.backend, None
         if backend is not None:
             backend.read(wanted=True)
-            known = not self._talk.owed and self._talk.at_boundary
+            known = not self._talk.owed.first and self._talk.at_boundary
             if known and not backend.cancelling and not self.context.draining:
                 self.context.spawn(self._recycle(backend))
             else:

@@ -140,7 +140,7 @@ class Session(Owner):
         if talk.left_alone:
             counters.steering_left_alone += talk.left_alone
             talk.left_alone = 0
-        if not talk.owed and self._since:
+        if not talk.owed.first and self._since:
             since, self._since = self._since, 0.0
             now = self._answered_at = _now()
             took = now - since
@@ -208,7 +208,7 @@ class Session(Owner):
     @property
     def just_sent(self) -> bool:
         """Whether what runs was sent so short a time ago that the server may not have begun with it."""
-        return bool(self.talk.owed) and _now() - self._since < _JUST_SENT
+        return self.talk.owed.first != 0 and _now() - self._since < _JUST_SENT
 
     def without_advice(self) -> bool:
         """Ends the wait for advice: what the client has sent goes on as it is. Whether there was one."""

@@ -13,11 +13,10 @@ Nothing here does I/O.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from librt.strings import read_i32_be
+from librt.strings import BytesWriter, read_i32_be
 
 from proxy.steering import Decision, Steering
 from proxy.wire import guarding
@@ -68,6 +67,7 @@ from proxy.wire.frames import (
     violation,
 )
 from proxy.wire.hooks import Hooks
+from proxy.wire.owed import Owed
 
 if TYPE_CHECKING:
     from mypy_extensions import i64
@@ -138,7 +138,7 @@ class Conversation(Hooks):
         self.guard: Callable[[bytes], bool] | None = None  # of a read-only session: whether a text must be refused
         self.refused = 0
         self.breached = False  # the session became able to write all the same
-        self.owed: deque[int] = deque()
+        self.owed = Owed()
         self.idle = True
         self.status: int = IDLE
         self.ready_count = 0
@@ -192,7 +192,7 @@ class Conversation(Hooks):
             self._held = b""
         size: i64 = len(data)
         emitted: i64 = 0
-        pieces: list[bytes] | None = None
+        edits: BytesWriter | None = None
         rest: bytes | None = None
         owed = self.owed
         names_pass = self._names_pass
@@ -222,10 +222,11 @@ class Conversation(Hooks):
                     if edited is SUSPENDED:
                         self.suspended = True
                         break
-                    if pieces is None:
-                        pieces = []
-                    pieces.append(data[emitted:pos])
-                    pieces.append(edited)
+                    if edits is None:
+                        edits = BytesWriter()
+                    if emitted < pos:
+                        edits.write(data[emitted:pos])
+                    edits.write(edited)
                     emitted = end if end <= size else size
                     unsteered = not self._portals
                     if self._cut:
@@ -245,12 +246,12 @@ class Conversation(Hooks):
             else:
                 self._recorded += data[self._record_from : pos]
             self._record_from = 0
-        if pieces is None:
+        if edits is None:
             return data if pos == size else data[:pos]
-        pieces.append(data[emitted:pos])
+        edits.write(data[emitted:pos])
         if rest is not None:
-            pieces.append(self._hold_behind(rest))
-        return b"".join(pieces)
+            edits.write(self._hold_behind(rest))
+        return edits.getvalue()
 
     def _begin_to_stream(self, kind: int, rest: int) -> None:
         self._streaming = rest
@@ -307,7 +308,7 @@ class Conversation(Hooks):
     @property
     def runs_our_query(self) -> bool:
         """Whether the server is at a simple query of the proxy's own."""
-        return bool(self.owed) and self.owed[0] & (KIND | OWN) == QUERY | OWN
+        return self.owed.first & (KIND | OWN) == QUERY | OWN
 
     @property
     def at_boundary(self) -> bool:
@@ -335,7 +336,7 @@ class Conversation(Hooks):
         if kind == DESCRIBE:
             edited = self._describe(data, pos, end)
             self._owe(DESCRIBE)
-            if self._portals and self.owed and self.owed[-1] == DESCRIBE:
+            if self._portals and self.owed.last == DESCRIBE:
                 self._described()
             return edited
         if kind == CLOSE:
@@ -349,14 +350,14 @@ class Conversation(Hooks):
             self._owe(FUNCTION_CALL)
         elif kind == COPY_DATA:
             self._data_sent = self._copy_in
-            if not self._copy_in and self.owed and self.owed[-1] != COPY_DATA:
+            if not self._copy_in and self.owed.first and self.owed.last != COPY_DATA:
                 self.owed.append(COPY_DATA)  # see `is_mark`
         elif kind == TERMINATE:
             self.terminated = True
         elif kind == COPY_DONE or kind == COPY_FAIL:
             if self._copy_in:
                 self._copy_in = False
-            elif self.owed:
+            elif self.owed.first:
                 self.owed.append(COPY_DONE)
         return None
 
@@ -385,7 +386,7 @@ class Conversation(Hooks):
         replaced = guarding.in_place_of(kind, data, pos, end)
         edited = self._client_message(replaced[0], replaced, 0, len(replaced))
         if len(self.owed) > owed:
-            self.owed[-1] |= REFUSED
+            self.owed.last |= REFUSED
         return replaced if edited is None else edited
 
     # What is done with messages that carry names and texts. These note in ``owed`` what they send; for those in
@@ -428,7 +429,7 @@ class Conversation(Hooks):
         emitted: i64 = 0
         pieces: list[bytes] | None = None
         owed = self.owed
-        hidden = bool(owed) and owed[0] & HIDDEN != 0
+        hidden = owed.first & HIDDEN != 0
         watched = self._watched
         while size - pos >= 5:
             kind: i64 = data[pos]
@@ -445,7 +446,7 @@ class Conversation(Hooks):
                 if length > _REPLY_LIMIT:
                     if kind == ERROR:
                         self._long_error(data, pos)
-                    elif owed and owed[0] & FRESH:
+                    elif owed.first & FRESH:
                         if pieces is None:
                             pieces = []
                         pieces.append(data[emitted:pos])
@@ -454,14 +455,14 @@ class Conversation(Hooks):
                     self._server_streaming = end - size
                     pos = size
                 break
-            if not watched[kind] and owed:
+            if not watched[kind]:
                 # The usual cases, without a call: the reply that ends the oldest message, or one within a query.
-                head: i64 = owed[0]
-                if head == ENDS[kind]:
-                    owed.popleft()
+                head: i64 = owed.first
+                if head == QUERY:
                     pos = end
                     continue
-                if head == QUERY:
+                if head and head == ENDS[kind]:
+                    owed.popleft()
                     pos = end
                     continue
             edited = self._server_message(kind, data, pos, end)
@@ -471,7 +472,7 @@ class Conversation(Hooks):
                 pieces.append(data[emitted:pos])
                 pieces.append(edited)
                 emitted = end
-            hidden = bool(owed) and owed[0] & HIDDEN != 0
+            hidden = owed.first & HIDDEN != 0
             pos = end
         if pos < size:
             self._tail = data[pos:]
@@ -482,7 +483,9 @@ class Conversation(Hooks):
 
     def _server_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         """One message of the server: what to send in its place (b"" to swallow it), None for itself."""
-        head = self.owed[0] if self.owed and not is_mark(self.owed[0]) else self._past_marks()
+        head = self.owed.first
+        if is_mark(head):
+            head = self._past_marks()
         if kind == READY:
             return self._ready(data, end, head)
         if kind == ERROR:
@@ -526,7 +529,7 @@ class Conversation(Hooks):
             self._past_marks()  # meant for a COPY that failed before it began
         elif 0 < self.uncertain < NEVER_CERTAIN:
             self.uncertain -= 1
-        over = self.status == IDLE and not owed and not self.suspended and not self.uncertain
+        over = self.status == IDLE and not owed.first and not self.suspended and not self.uncertain
         # The server waits for the rest of a message that it began to get, even one of a COPY that it has refused.
         self.refused_streams = over and self._streaming > 0
         self.idle = over and not self.refused_streams
@@ -549,10 +552,10 @@ class Conversation(Hooks):
             # An error in an extended batch: the server discards what follows, up to the next Sync.
             owed = self.owed
             dropped = []
-            while owed and owed[0] & KIND != SYNC:
+            while owed.first and owed.first & KIND != SYNC:
                 dropped.append(self._ended())
             self._dropped(dropped)
-            self._skipping = not owed
+            self._skipping = not owed.first
         return guarding.REFUSAL if head & REFUSED else None
 
     def _long_error(self, data: bytes, pos: int) -> None:
@@ -563,32 +566,32 @@ class Conversation(Hooks):
     def _long_answer(self) -> bytes:
         """A message so long that it streams past belongs to an answer of which nothing has got out: what goes before
         it. ``_server_dropping`` is set when it is to go nowhere."""
-        self.owed[0] &= ~FRESH
+        self.owed.first &= ~FRESH
         return b""
 
     def _copy_started(self, head: int) -> None:
         owed = self.owed
-        if not owed:
+        if not owed.first:
             return
         # Syncs sent right behind the COPY arrive while the server reads its data, and it ignores them.
         owed.popleft()
         self._data_sent = False
-        while owed and (owed[0] == SYNC or owed[0] == COPY_DATA):
+        while owed.first == SYNC or owed.first == COPY_DATA:
             if owed.popleft() == COPY_DATA:
                 self._data_sent = True
             else:
                 self._passed_over += self._data_sent
-        self._copy_in = not owed
-        if owed and owed[0] == COPY_DONE:
+        self._copy_in = not owed.first
+        if owed.first == COPY_DONE:
             owed.popleft()
-        owed.appendleft(head)
+        owed.replace([head, *owed])
 
     def _past_marks(self) -> int:
         """Drops what nothing answers; the oldest entry behind it, 0 without one."""
         owed = self.owed
-        while owed and is_mark(owed[0]):
+        while is_mark(owed.first):
             owed.popleft()
-        return owed[0] if owed else 0
+        return owed.first
 
     def _ended(self) -> int:
         """The oldest entry of the queue is answered, or never will be; returns it."""

@@ -33,6 +33,7 @@ from proxy.wire.frames import (
     PARSE,
     QUERY,
     SYNC,
+    end_of_name,
 )
 from proxy.wire.messages import message
 from proxy.wire.outcome import TIDYING, Run, SteeredOutcome
@@ -194,7 +195,7 @@ class SteeredConversation(SteeredOutcome):
         plain = self._plain_parse
         if plain and end - pos == len(plain) and data[pos:end] == plain and self._parse_again():
             return None
-        name_end = data.find(0, pos + 5, end)
+        name_end = end_of_name(data, pos + 5, end)
         text_end = data.find(0, name_end + 1, end) if name_end >= 0 else -1
         large = read_i32_be(data, pos + 1) > HOLD_LIMIT
         if text_end < 0 or large or self._skipping or self._copy_in:
@@ -297,7 +298,7 @@ class SteeredConversation(SteeredOutcome):
         # What was prepared in this very batch: if that fails, the Bind will not be looked at either.
         later = 0
         if self._pending:
-            for entry in reversed(self.owed):
+            for entry in reversed(self.owed.entries()):
                 if entry & KIND == SYNC:
                     break
                 if entry & _KEPT:
@@ -315,8 +316,8 @@ class SteeredConversation(SteeredOutcome):
             self.left_alone += 1
             self._owe(BIND)
             return None
-        portal_end = data.find(0, pos + 5, end)
-        name_end = data.find(0, portal_end + 1, end) if portal_end >= 0 else -1
+        portal_end = end_of_name(data, pos + 5, end)
+        name_end = end_of_name(data, portal_end + 1, end) if portal_end >= 0 else -1
         name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
         known = self._text_of(name) if name_end >= 0 else None
         if known is None and self._removers:
@@ -452,7 +453,7 @@ class SteeredConversation(SteeredOutcome):
         return closes + messages.parse(advice.STATEMENT, b"SELECT 1") + messages.close(b"S", advice.STATEMENT)
 
     def _execute(self, data: bytes, pos: int, end: int) -> None:
-        run = self._portals.get(data[pos + 5 : max(data.find(0, pos + 5, end), pos + 5)])
+        run = self._portals.get(data[pos + 5 : max(end_of_name(data, pos + 5, end), pos + 5)])
         if run is None or self._skipping or self._copy_in:
             self._owe(EXECUTE)
         else:
@@ -461,7 +462,7 @@ class SteeredConversation(SteeredOutcome):
 
     def _described(self) -> None:
         # Its reply must not pass unseen: behind it the first row of the answer is looked out for.
-        self.owed[-1] |= STEERED
+        self.owed.last |= STEERED
         self._runs.append(TIDYING)
 
     # ------------------------------------------------------------------ from the server
@@ -482,7 +483,7 @@ class SteeredConversation(SteeredOutcome):
         return edited
 
     def _parameter_status(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
-        middle = data.find(0, pos + 5, end)
+        middle = end_of_name(data, pos + 5, end)
         name = data[pos + 5 : middle]
         self.steering.reported(name, data[middle + 1 : end - 1])
         if name in READING_SETTINGS:

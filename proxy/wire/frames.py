@@ -7,7 +7,11 @@ message that passes and must not build a bytes object to do so.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from types import FunctionType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 # Frontend kinds.
 BIND: Final = 0x42  # B
@@ -82,6 +86,29 @@ def whole_messages(data: bytes) -> tuple[list[tuple[int, int, int]], int]:
         found.append((kind, start, end))
         start = end
     return found, start
+
+
+# A call of a method with positions costs the compiled build as much as looking at a hundred bytes.
+_COMPILED: Final = not isinstance(whole_messages, FunctionType)
+_SHORT: Final = 64
+
+
+def end_of_name(data: bytes, start: int, end: int) -> int:
+    """Where the zero stands that ends the string from ``start`` on, -1 when it is not in front of ``end``. For names,
+    which are short."""
+    if not _COMPILED:
+        return data.find(0, start, end)
+    at: i64 = start
+    stop: i64 = start + _SHORT
+    if stop > end:
+        stop = end
+    if stop > len(data):
+        stop = len(data)
+    while at < stop:
+        if data[at] == 0:
+            return at
+        at += 1
+    return data.find(0, at, end) if at < end else -1
 
 
 class ProtocolViolation(Exception):

@@ -147,7 +147,7 @@ class SteeredOutcome(Conversation):
                 if kind == COMMAND_COMPLETE:
                     self._completed(data, pos, end)
                 return self._answer(run, kind, data[pos:end])
-            self.owed[0] = head & ~FRESH
+            self.owed.first = head & ~FRESH
         elif kind == BIND_COMPLETE:
             self._told = 1
         elif self._told and kind in (ROW_DESCRIPTION, NO_DATA) and head & KIND == DESCRIBE:
@@ -162,13 +162,13 @@ class SteeredOutcome(Conversation):
             run.kept += reply  # no row yet
             return b""
         kept = self._unbound(run)
-        if kind in CLOSING_REPLY and self.owed[0] & KIND == EXECUTE:
+        if kind in CLOSING_REPLY and self.owed.first & KIND == EXECUTE:
             self._ended()
         return kept + reply
 
     def _unbound(self, run: Run) -> bytes:
         """Its answer begins to get out, so that it cannot be stopped any more: what was kept back of it."""
-        self.owed[0] &= ~FRESH
+        self.owed.first &= ~FRESH
         self._ending = None
         self._let_go()
         kept, run.kept = run.kept, b""
@@ -192,16 +192,18 @@ class SteeredOutcome(Conversation):
         if kind not in CLOSING_REPLY:
             return b""
         run.answered = True
-        if self.owed[0] & KIND == EXECUTE:
+        if self.owed.first & KIND == EXECUTE:
             self._ended()
         else:
-            self.owed[0] &= ~FRESH
+            self.owed.first &= ~FRESH
         if run.dropped:
             run.again = True
-            for at in range(len(self.owed)):
-                if self.owed[at] & KIND != CLOSE:
+            entries = self.owed.entries()
+            for at, entry in enumerate(entries):
+                if entry & KIND != CLOSE:
                     break
-                self.owed[at] |= OWN  # it comes again
+                entries[at] = entry | OWN  # it comes again
+            self.owed.replace(entries)
             return b""
         kept, run.kept = run.kept, b""
         return kept
@@ -227,7 +229,7 @@ class SteeredOutcome(Conversation):
             if self._retried is not None:
                 run, self._retried = self._retried, None
                 self._tell_refused(run.text, run.error[5:], again=True)
-        if self.status == IDLE and not self.owed:
+        if self.status == IDLE and not self.owed.first:
             self._all_over()
         return edited
 
@@ -247,7 +249,7 @@ class SteeredOutcome(Conversation):
                 edited = b""
             elif run.hit and self.status == FAILED:
                 edited = messages.ready_for_query(b"T")  # it will be so at once
-        if (self.owed or run.sending) if run.batch else head & OWN:
+        if (self.owed.first or run.sending) if run.batch else head & OWN:
             return edited
         told = self._end(run)
         return told if run.again else edited
@@ -258,7 +260,7 @@ class SteeredOutcome(Conversation):
         if self.budget_ms:
             self._let_go()
         told = b""
-        possible = bool(run.batch) or (self.status == IDLE and not self.owed and self._recorded is not None)
+        possible = bool(run.batch) or (self.status == IDLE and not self.owed.first and self._recorded is not None)
         if run.again and (not possible or (run.cancelled and run.error)):
             self.ready_count += 1
             self.steering.failed(run.error)
@@ -267,7 +269,7 @@ class SteeredOutcome(Conversation):
             self._send_once_more(run)
         elif self.status == FAILED and run.hit:
             self._more(self._roll_back(run, alone=True))
-        if self.status == IDLE and not self.owed:
+        if self.status == IDLE and not self.owed.first:
             self._all_over()
             self.idle = not self.suspended
         return told
@@ -293,14 +295,15 @@ class SteeredOutcome(Conversation):
         self._decision = None
         self._held, self.suspended = held, suspended
         told, self._told = self._told, 0
-        for at in range(len(self.owed)):
+        entries = self.owed.entries()
+        for at, entry in enumerate(entries):
             # What the client has been told already.
-            entry = self.owed[at]
             if not told or entry & (KIND | OWN) == EXECUTE:
                 break
             if not entry & OWN and entry & KIND in (BIND, DESCRIBE):
-                self.owed[at] = entry | OWN
+                entries[at] = entry | OWN
                 told -= 1
+        self.owed.replace(entries)
 
     def _roll_back(self, run: Run, *, alone: bool) -> bytes:
         """To our savepoint, with the protocol that the client uses: a simple query would take its unnamed statement
@@ -432,7 +435,7 @@ class SteeredOutcome(Conversation):
         if run is None or not run.sending:
             return b""
         run.sending = False
-        if not self.owed:
+        if not self.owed.first:
             return self._end(run)
         if not (sent or run.again or run.answered or run.dropped):
             run.stopping = False

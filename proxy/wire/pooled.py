@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from librt.strings import read_i32_be
+from librt.strings import BytesWriter, read_i32_be, write_i32_be
 
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Known, Steering
 from proxy.wire import messages
@@ -30,6 +30,7 @@ from proxy.wire.frames import (
     PARSE_COMPLETE,
     QUERY,
     SYNC,
+    end_of_name,
 )
 from proxy.wire.kept_statements import TAKEN, Change, KeptStatements
 from proxy.wire.looks import look
@@ -121,7 +122,6 @@ class PooledConversation(KeptStatements):
                 self._note(text, flags)
                 if flags & BY_NAME:
                     self._quiet = False
-                    self._owe(QUERY)
                     return self._by_name(text)
             if decision is not LEAVE_ALONE:
                 return self._steer_query(data, pos, end, decision)
@@ -134,9 +134,11 @@ class PooledConversation(KeptStatements):
         found = prepared_name(text)
         statement = self._named.get(found.name) if found is not None else None
         if found is None or statement is None:
+            self._owe(QUERY)
             return None
         assert self.backend is not None
-        entry = self.owed.pop()  # what is needed first goes in front of the query
+        entry = QUERY
+        self._copy_in = False
         before = b""
         prepared = self.backend.prepared
         if found.deallocates:
@@ -148,7 +150,7 @@ class PooledConversation(KeptStatements):
             entry |= _NOTED
         else:
             self._note(statement.text, statement.flags)
-            if self.status != FAILED and (not self.owed or self.owed[-1] & KIND in (SYNC, QUERY)):
+            if self.status != FAILED and (not self.owed.first or self.owed.last & KIND in (SYNC, QUERY)):
                 before = self._ensure(statement)
             if before:
                 # Should the Parse fail, the server would skip the query too, up to the next Sync.
@@ -169,7 +171,7 @@ class PooledConversation(KeptStatements):
             and self._parse_as_usual(usual)
         ):
             return None
-        name_end = data.find(0, pos + 5, end)
+        name_end = end_of_name(data, pos + 5, end)
         text_end = data.find(0, name_end + 1, end) if name_end >= 0 else -1
         large = read_i32_be(data, pos + 1) > HOLD_LIMIT
         if name_end < 0 or (text_end < 0 and not large):
@@ -263,8 +265,8 @@ class PooledConversation(KeptStatements):
             # Both names empty, as most are: two calls less.
             portal_end, name_end, name = pos + 5, pos + 6, b""
         else:
-            portal_end = data.find(0, pos + 5, end)
-            name_end = data.find(0, portal_end + 1, end) if portal_end >= 0 else -1
+            portal_end = end_of_name(data, pos + 5, end)
+            name_end = end_of_name(data, portal_end + 1, end) if portal_end >= 0 else -1
             name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
         statement = self._statement_of(name) if name_end >= 0 else None
         known = statement.known if statement is not None else None
@@ -291,30 +293,46 @@ class PooledConversation(KeptStatements):
         if name_end < 0:
             self._owe(BIND)
             return None
-        return self._bind_as_it_is(data, pos, end, portal_end, known, name)
+        return self._bind_named(data, pos, end, portal_end, known, name, statement)
 
     def _bind_as_it_is(
         self, data: bytes, pos: int, end: int, portal_end: int, known: Known | None, name: bytes
     ) -> bytes | None:
+        return self._bind_named(data, pos, end, portal_end, known, name, self._statement_of(name))
+
+    def _bind_named(
+        self,
+        data: bytes,
+        pos: int,
+        end: int,
+        portal_end: int,
+        known: Known | None,
+        name: bytes,
+        statement: Statement | None,
+    ) -> bytes | None:
+        """A Bind that is left alone, of what its ``name`` stands for."""
         before = self._before_bind(data, pos, portal_end, known)
-        statement = self._statement_of(name)
         if statement is None:
             edited = None if name else self._without_unnamed(data[pos:end])
             self._owe(BIND)
             return before + (edited or data[pos:end]) if before else edited
-        before += self._ensure(statement) if name else self._ensure_unnamed(statement)
+        before = before + (self._ensure(statement) if name else self._ensure_unnamed(statement))
         self._owe(BIND)
         if not name:
             return before + data[pos:end] if before else None
         self._bound = name
-        length = read_i32_be(data, pos + 1) + len(statement.name) - len(name)
-        name_end = portal_end + 1 + len(name)
-        return b"".join(
-            (before, HEADER.pack(BIND, length), data[pos + 5 : portal_end + 1], statement.name, data[name_end:end])
-        )
+        own = statement.name
+        ours = BytesWriter()
+        ours.write(before)
+        ours.append(BIND)
+        write_i32_be(ours, read_i32_be(data, pos + 1) + len(own) - len(name))
+        ours.write(data[pos + 5 : portal_end + 1])
+        ours.write(own)
+        ours.write(data[portal_end + 1 + len(name) : end])
+        return ours.getvalue()
 
     def _vouch(self, name: bytes) -> bytes:
-        if self.owed and self.owed[-1] & KIND == PARSE:
+        if self.owed.last & KIND == PARSE:
             return b""  # most likely its own Parse, in this batch
         statement = self._statement_of(name)
         assert statement is not None
@@ -454,14 +472,14 @@ class PooledConversation(KeptStatements):
                 self._named_bytes += statement.size
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
-        if self.idle and not self.owed and not self.pins and messages.is_fatal(data[pos:end]):
+        if self.idle and not self.owed.first and not self.pins and messages.is_fatal(data[pos:end]):
             # Right behind the end of a transaction: it ends a backend that is nobody's any more, and no client.
             self.backend_ends = True
             return b""
         # What the client calls the statement that this is about, if that is known.
         about = self._changes[0].name if self._changes and (head & KIND == PARSE or head & _NOTED) else None
         if head & _NOTED:
-            self.owed[0] = head & ~_NOTED
+            self.owed.first = head & ~_NOTED
             change = self._changes.popleft()
             if _MISSING not in data[pos:end]:
                 self._undo(change, failed=True)
@@ -489,8 +507,8 @@ class PooledConversation(KeptStatements):
         super()._completed(data, pos, end)
         tag = data[pos + 5 : end - 1]
         if tag == b"DEALLOCATE":
-            if self.owed and self.owed[0] & _NOTED:
-                self.owed[0] &= ~_NOTED
+            if self.owed.first & _NOTED:
+                self.owed.first &= ~_NOTED
                 self._changes.popleft()
             elif self._deallocating:
                 self._forget(self._deallocating.pop(0))

@@ -13,13 +13,14 @@ from proxy.wire.prepared import Statement
 class PreparedCache:
     """What one backend holds: our names, least recently used first, within a bound in bytes."""
 
-    __slots__ = ("_doubtful", "_limit", "_size", "_statements", "evictions", "unnamed")
+    __slots__ = ("_doubtful", "_limit", "_newest", "_size", "_statements", "evictions", "unnamed")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
         self._statements: OrderedDict[bytes, Statement] = OrderedDict()
         self._doubtful: set[bytes] = set()  # names among them that the backend may have or not
+        self._newest: Statement | None = None  # the one used last, if it is there for certain: often used next
         self.unnamed: Statement | None = None
         self.evictions = 0
 
@@ -31,13 +32,18 @@ class PreparedCache:
 
     def use(self, statement: Statement) -> bool:
         """Whether the backend has it for certain; marks it as used."""
-        if statement.name in self._statements and statement.name not in self._doubtful:
-            self._statements.move_to_end(statement.name)
+        if statement is self._newest:
+            return True
+        name = statement.name
+        if name in self._statements and name not in self._doubtful:
+            self._statements.move_to_end(name)
+            self._newest = statement
             return True
         return False
 
     def add(self, statement: Statement) -> list[Statement]:
         """Notes it as prepared and returns what must be closed to stay within the bound."""
+        self._newest = None
         self._statements[statement.name] = statement
         self._size += statement.size
         evicted = []
@@ -52,10 +58,12 @@ class PreparedCache:
     def restore(self, statement: Statement) -> None:
         """Notes as prepared what a Close that never happened would have taken away."""
         if statement.name not in self._statements:
+            self._newest = None
             self._statements[statement.name] = statement
             self._size += statement.size
 
     def discard(self, statement: Statement) -> None:
+        self._newest = None
         old = self._statements.pop(statement.name, None)
         if old is not None:
             self._doubtful.discard(statement.name)
@@ -63,6 +71,7 @@ class PreparedCache:
 
     def doubt(self, statement: Statement) -> None:
         """The backend may have it or not: it must be closed before it is prepared again."""
+        self._newest = None
         self.restore(statement)
         self._doubtful.add(statement.name)
 
@@ -70,6 +79,7 @@ class PreparedCache:
         return statement.name in self._doubtful
 
     def clear(self) -> None:
+        self._newest = None
         self._statements.clear()
         self._doubtful.clear()
         self._size = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.frames import whole_messages
+from proxy.wire.frames import end_of_name, whole_messages
 from proxy.wire.messages import message
 
 MESSAGES = st.lists(st.builds(message, st.binary(min_size=1, max_size=1), st.binary(max_size=30)), max_size=6)
@@ -48,3 +48,15 @@ def test_any_bytes_are_walked_to_an_end(data: bytes) -> None:
 def test_impossible_lengths() -> None:
     assert whole_messages(b"Z\0\0\0\0" * 2) == ([(90, 0, 1)], 1)
     assert whole_messages(b"R\xff\xff\xff\xff" + b"x" * 20) == ([], 0)
+
+
+@given(st.binary(max_size=150).map(lambda data: data.replace(b"\x01", b"\0")), st.integers(0, 160), st.integers(0, 160))
+def test_the_end_of_a_name_is_its_first_zero(data: bytes, start: int, end: int) -> None:
+    assert end_of_name(data, start, end) == data.find(0, start, end)
+
+
+@given(st.integers(0, 130), st.integers(0, 5), st.booleans())
+def test_the_end_of_a_long_name(length: int, start: int, ended: bool) -> None:
+    data = b"x" * (start + length) + (b"\0" if ended else b"x")
+    assert end_of_name(data, start, len(data)) == (start + length if ended else -1)
+    assert end_of_name(data, start, start + length) == -1

@@ -117,7 +117,7 @@ class Transcript:
 
     def idle(self) -> Transcript:
         assert self.talk.idle, self.talk
-        assert not self.talk.owed, self.talk
+        assert not self.talk.owed.first, self.talk
         return self
 
     def busy(self) -> Transcript:
