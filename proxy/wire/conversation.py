@@ -224,8 +224,7 @@ class Conversation(Hooks):
                         break
                     if edits is None:
                         edits = BytesWriter()
-                    if emitted < pos:
-                        edits.write(data[emitted:pos])
+                    edits.write(data[emitted:pos])
                     edits.write(edited)
                     emitted = end if end <= size else size
                     unsteered = not self._portals
@@ -483,9 +482,7 @@ class Conversation(Hooks):
 
     def _server_message(self, kind: int, data: bytes, pos: int, end: int) -> bytes | None:
         """One message of the server: what to send in its place (b"" to swallow it), None for itself."""
-        head = self.owed.first
-        if is_mark(head):
-            head = self._past_marks()
+        head = self._past_marks()
         if kind == READY:
             return self._ready(data, end, head)
         if kind == ERROR:

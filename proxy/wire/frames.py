@@ -100,10 +100,8 @@ def end_of_name(data: bytes, start: int, end: int) -> int:
         return data.find(0, start, end)
     at: i64 = start
     stop: i64 = start + _SHORT
-    if stop > end:
-        stop = end
-    if stop > len(data):
-        stop = len(data)
+    stop = min(stop, end)
+    stop = min(stop, len(data))
     while at < stop:
         if data[at] == 0:
             return at
