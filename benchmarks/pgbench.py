@@ -6,10 +6,12 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.processes import BenchmarkError
 from benchmarks.ratios import Mode
 
+Script = Literal["select-only", "tpcb-like"]
 HOST = "127.0.0.1"
 USER = "postgres"
 SCALE = 10
@@ -46,12 +48,12 @@ class Pgbench:
         """Make the tables at `SCALE` (a million rows), all of them in memory afterwards."""
         self._run(["-i", "-q", "-s", str(SCALE)], port, timeout=300)
 
-    def select_only(self, port: int, clients: int, mode: Mode, seconds: float) -> Outcome:
-        """``pgbench -S`` with one thread for `seconds`; any client error is a BenchmarkError.
+    def run(self, port: int, clients: int, mode: Mode, seconds: float, script: Script = "select-only") -> Outcome:
+        """One of pgbench's own scripts with one thread for `seconds`; any client error is a BenchmarkError.
 
         One thread leaves a core to the proxy and the server on a machine with two.
         """
-        arguments = ["-S", "-n", "-M", mode, "-c", str(clients), "-j", "1", "-T", str(max(1, round(seconds)))]
+        arguments = ["-b", script, "-n", "-M", mode, "-c", str(clients), "-j", "1", "-T", str(max(1, round(seconds)))]
         outcome = parse(self._run(arguments, port, timeout=seconds + 60))
         if outcome.failed:
             raise BenchmarkError(f"{outcome.failed} transactions of pgbench failed on port {port}.")

@@ -100,7 +100,7 @@ def _run(
 ) -> Sample:
     progress(f"round {shown}, {cell.clients} clients, {cell.mode}: {target.name}")
     before = cpu_seconds(target.pids())
-    outcome = pgbench.select_only(target.port, cell.clients, cell.mode, seconds)
+    outcome = pgbench.run(target.port, cell.clients, cell.mode, seconds)
     after = cpu_seconds(target.pids())
     if before.keys() - after.keys():
         raise BenchmarkError(f"A process of {target.name} ended during the run.")
