@@ -84,5 +84,9 @@ class Owed:
     def __len__(self) -> int:
         return self._end - self._at + 1 if self.first else 0
 
+    def __contains__(self, entry: object) -> bool:
+        # The compiled build does not fall back to `__iter__`.
+        return entry in self.entries()
+
     def __iter__(self) -> Iterator[int]:
         return iter(self.entries())

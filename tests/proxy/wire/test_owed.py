@@ -29,6 +29,8 @@ def _check(owed: Owed, model: deque[int]) -> None:
     assert owed.entries() == list(owed) == list(model)
     assert len(owed) == len(model)
     assert bool(owed) == bool(model)
+    assert all(entry in owed for entry in model)
+    assert 0 not in owed
     assert owed.first == (model[0] if model else 0)
     assert owed.last == (model[-1] if model else 0)
 
