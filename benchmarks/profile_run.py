@@ -16,13 +16,12 @@ from typing import Final
 from benchmarks.pgbench import Pgbench, Script
 from benchmarks.pgbouncer import PoolMode
 from benchmarks.processes import BenchmarkError
-from benchmarks.ratios import Mode
+from benchmarks.speed import MODES
 from benchmarks.targets import Variant, prepared_bench
 
 CLIENTS: Final = 8
 SECONDS: Final = 2.0
 POOL_MODES: Final[tuple[PoolMode, ...]] = ("transaction", "session")
-MODES: Final[tuple[Mode, ...]] = ("simple", "extended", "prepared")
 SCRIPTS: Final[tuple[Script, ...]] = ("select-only", "tpcb-like")
 
 # Counts are written when a process ends in order, which workers do not: they leave by os._exit.

@@ -18,20 +18,20 @@ compile() { # FLAGS
 
 : >build.log
 compiler=${CC:-$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("CC"))')}
+profile=$PWD/profile
+flags=""
 if [ "${PROFILE:-yes}" = no ] || ! ${compiler} --version 2>/dev/null | grep -q 'Free Software Foundation'; then
     echo "compiling the wire (a minute and a half)"
-    compile ""
-    exit
-fi
-echo "compiling the wire, twice, with a short run between that shows what is hot (four minutes; PROFILE=no: one and a half)"
-profile=$PWD/profile
-compile "-fprofile-generate -fprofile-update=single -fprofile-dir=$profile"
-if PYTHONPATH="$PWD" PYTHONSAFEPATH=1 "$python" -m benchmarks.profile_run "$PWD" >>build.log 2>&1 &&
-    [ -n "$(find "$profile" -name '*.gcda' 2>/dev/null)" ]; then
-    # What did not run is compiled as without a profile.
-    compile "-fprofile-use -fprofile-partial-training -fprofile-dir=$profile -Wno-missing-profile -Wno-coverage-mismatch"
 else
-    echo "the run left no profile: the build goes on without (see $PWD/build.log)"
-    compile ""
+    echo "compiling the wire, twice, with a short run between that shows what is hot (four minutes; PROFILE=no: one and a half)"
+    compile "-fprofile-generate -fprofile-update=single -fprofile-dir=$profile"
+    if PYTHONPATH="$PWD" PYTHONSAFEPATH=1 "$python" -m benchmarks.profile_run "$PWD" >>build.log 2>&1 &&
+        [ -n "$(find "$profile" -name '*.gcda' 2>/dev/null)" ]; then
+        # What did not run is compiled as without a profile.
+        flags="-fprofile-use -fprofile-partial-training -fprofile-dir=$profile -Wno-missing-profile -Wno-coverage-mismatch"
+    else
+        echo "the run left no profile: the build goes on without (see $PWD/build.log)"
+    fi
 fi
+compile "$flags"
 rm -rf "$profile"

@@ -229,11 +229,7 @@ class Counters:
             self._upper += 1
         else:
             self._put_away()
-            at = self._at
-            while at < len(LATENCY_BOUNDS) and seconds > LATENCY_BOUNDS[at]:
-                at += 1
-            while at > 0 and seconds <= LATENCY_BOUNDS[at - 1]:
-                at -= 1
+            at = bisect_left(LATENCY_BOUNDS, seconds)
             self._latency[at] += 1
             self._at = at = min(at, len(LATENCY_BOUNDS) - 1)
             self._low = LATENCY_BOUNDS[at - 1] if at else -1.0

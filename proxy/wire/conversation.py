@@ -581,7 +581,7 @@ class Conversation(Hooks):
         self._copy_in = not owed.first
         if owed.first == COPY_DONE:
             owed.popleft()
-        owed.replace([head, *owed])
+        owed.appendleft(head)
 
     def _past_marks(self) -> int:
         """Drops what nothing answers; the oldest entry behind it, 0 without one."""

@@ -298,7 +298,7 @@ class SteeredConversation(SteeredOutcome):
         # What was prepared in this very batch: if that fails, the Bind will not be looked at either.
         later = 0
         if self._pending:
-            for entry in reversed(self.owed.entries()):
+            for entry in self.owed.backwards():
                 if entry & KIND == SYNC:
                     break
                 if entry & _KEPT:

@@ -58,6 +58,19 @@ class Owed:
             raise IndexError("no reply is owed")
         return entry
 
+    def appendleft(self, entry: int) -> None:
+        """This one is owed before all others."""
+        first: i64 = self.first
+        self.first = entry
+        if not first:
+            return
+        if self._at:
+            self._at -= 1
+            self._later[self._at] = first
+        else:
+            self._later.insert(0, first)
+            self._end += 1
+
     @property
     def last(self) -> int:
         """The entry that came last, 0 for none."""
@@ -86,7 +99,18 @@ class Owed:
 
     def __contains__(self, entry: object) -> bool:
         # The compiled build does not fall back to `__iter__`.
-        return entry in self.entries()
+        return any(one == entry for one in self)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.entries())
+        # No copy: a client may have sent a long row of messages ahead, and most who ask stop at the first entries.
+        if self.first:
+            yield self.first
+            for at in range(self._at, self._end):
+                yield self._later[at]
+
+    def backwards(self) -> Iterator[int]:
+        """From the one that came last on."""
+        for at in range(self._end - 1, self._at - 1, -1):
+            yield self._later[at]
+        if self.first:
+            yield self.first

@@ -14,6 +14,7 @@ _ENTRIES = st.integers(1, 0x7FFF)
 _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), _ENTRIES),
+        st.tuples(st.just("appendleft"), _ENTRIES),
         st.tuples(st.just("popleft"), st.just(0)),
         st.tuples(st.just("first"), _ENTRIES),
         st.tuples(st.just("last"), _ENTRIES),
@@ -27,6 +28,7 @@ _STEPS = st.lists(
 
 def _check(owed: Owed, model: deque[int]) -> None:
     assert owed.entries() == list(owed) == list(model)
+    assert list(owed.backwards()) == list(reversed(model))
     assert len(owed) == len(model)
     assert bool(owed) == bool(model)
     assert all(entry in owed for entry in model)
@@ -42,6 +44,9 @@ def test_it_does_what_a_deque_does(steps: list[tuple[str, int]]) -> None:
         if step == "append":
             owed.append(number)
             model.append(number)
+        elif step == "appendleft":
+            owed.appendleft(number)
+            model.appendleft(number)
         elif step == "many":
             for entry in range(1, number + 1):
                 owed.append(entry)
@@ -72,3 +77,14 @@ def test_a_queue_that_is_never_empty_does_not_grow() -> None:
         owed.popleft()
     assert len(owed) == 1
     assert len(owed._later) < 1000
+
+
+def test_what_is_put_back_takes_its_place_again() -> None:
+    owed = Owed()
+    for entry in range(1, 20_000):
+        owed.append(entry)
+    for entry in range(1, 20_000):
+        assert owed.popleft() == entry
+        owed.appendleft(entry)
+        assert owed.popleft() == entry
+    assert not owed.first
