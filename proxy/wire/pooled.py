@@ -23,7 +23,6 @@ from proxy.wire.frames import (
     DESCRIBE,
     ERROR,
     FAILED,
-    HEADER,
     HOLD_LIMIT,
     NOTIFICATION,
     PARSE,
@@ -322,7 +321,7 @@ class PooledConversation(KeptStatements):
             return before + data[pos:end] if before else None
         self._bound = name
         own = statement.name
-        ours = BytesWriter()
+        ours = BytesWriter()  # not by `messages.bind`: the length is the client's, whose long message may stream past
         ours.write(before)
         ours.append(BIND)
         write_i32_be(ours, read_i32_be(data, pos + 1) + len(own) - len(name))
@@ -364,8 +363,7 @@ class PooledConversation(KeptStatements):
         if not name:
             before += self._ensure_unnamed(statement)
             return before + data[pos:end] if before else None
-        body = b"S" + statement.name + b"\0"
-        return before + self._ensure(statement) + HEADER.pack(DESCRIBE, len(body) + 4) + body
+        return before + self._ensure(statement) + messages.describe(b"S", statement.name)
 
     def _close(self, data: bytes, pos: int, end: int) -> bytes | None:
         """Close of a statement forgets the client's name; the backend keeps its copy for other clients. The server
