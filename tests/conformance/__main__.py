@@ -42,6 +42,7 @@ def main(
     test: Annotated[
         list[str] | None, Option(help="Only this regression test after test_setup; may be repeated.")
     ] = None,
+    spec: Annotated[list[str] | None, Option(help="Only this spec of the isolation suite; may be repeated.")] = None,
     target: Annotated[str, Option(help="HOST:PORT of a proxy that runs already, instead of one of our own.")] = "",
     server_port: Annotated[int, Option(help="Port of our own server, for a target whose upstream that is.")] = 0,
     keep: Annotated[bool, Option("--keep", help="Keep every pass's outputs and logs, and say where.")] = False,
@@ -58,6 +59,7 @@ def main(
         steerings=[it for it in STEERINGS if it in (steering or (("on",) if target else USUAL))],
         schedule=schedule.absolute() if schedule else None,
         tests=list(dict.fromkeys(["test_setup", *test])) if test else [],
+        specs=list(dict.fromkeys(spec or ())),
         target=_address(target) if target else None,
         server_port=server_port,
         keep=keep,
@@ -83,7 +85,7 @@ def _run(plan: Plan, json_file: Path | None) -> int:
         console.print("Stopped; everything that was started has been stopped.")
         return 130
     verdicts, place = found.verdicts, found.place
-    narrowed = bool(plan.schedule or plan.tests)
+    narrowed = bool(plan.schedule or plan.tests or plan.specs)
     complaints = known.complaints(verdicts, complete=not narrowed)
     _show(console, verdicts, known)
     _show_delivered(console, found)

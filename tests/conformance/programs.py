@@ -19,14 +19,23 @@ LOADED_BY_TESTS = ("refint.so", "autoinc.so")
 
 
 @dataclass(frozen=True, slots=True)
+class Driver:
+    """A suite of PostgreSQL's own with the program that plays it; all of them take pg_regress's options."""
+
+    program: Path
+    input: Path
+    """Its folder in PostgreSQL's ``src/test``."""
+    schedule: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Programs:
     """Where everything lies that the suites need."""
 
     installation: Installation
     server_version: str
-    pg_regress: Path
-    regress_input: Path
-    """PostgreSQL's ``src/test/regress``."""
+    regress: Driver
+    isolation: Driver
     library_dir: Path
     """The folder with regress.so, for ``--dlpath``."""
     libpq_pipeline: Path
@@ -48,11 +57,13 @@ def prepare(installation: Installation, server_version: str, cache: Path, report
             unfinished.mkdir(parents=True)
             _compile_all(installation, postgres, pgpool, unfinished)
             unfinished.rename(built)
+    drivers = installation.library_dir / "pgxs" / "src" / "test"
+    regress, isolation = postgres / "regress", postgres / "isolation"
     return Programs(
         installation=installation,
         server_version=server_version,
-        pg_regress=installation.library_dir / "pgxs" / "src" / "test" / "regress" / "pg_regress",
-        regress_input=postgres / "regress",
+        regress=Driver(drivers / "regress" / "pg_regress", regress, regress / "parallel_schedule"),
+        isolation=Driver(drivers / "isolation" / "pg_isolation_regress", isolation, isolation / "isolation_schedule"),
         library_dir=built,
         libpq_pipeline=built / "libpq_pipeline",
         pgproto=built / "pgproto",

@@ -1,4 +1,4 @@
-"""PostgreSQL's regression suite by its own driver, pg_regress, with psql of the server's version."""
+"""PostgreSQL's regression and isolation suites by their own drivers, with clients of the server's version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.conformance.programs import Programs
+from tests.conformance.programs import Driver, Programs
 from tests.conformance.sources import ConformanceError
 from tests.conformance.stage import Address, Place
 
@@ -32,6 +32,7 @@ def scheduled(schedule: Path) -> list[str]:
 
 def run(
     programs: Programs,
+    driver: Driver,
     place: Place,
     address: Address,
     tick: Tick,
@@ -39,14 +40,14 @@ def run(
     schedule: Path | None = None,
     tests: Sequence[str] = (),
 ) -> dict[str, bytes]:
-    """Outputs by file: all of parallel_schedule, or of another `schedule`, or only `tests` in this order."""
-    chosen = schedule or programs.regress_input / "parallel_schedule"
+    """Outputs by file: all of the driver's schedule, or of another `schedule`, or only `tests` in this order."""
+    chosen = schedule or driver.schedule
     total = len(tests) or len(scheduled(chosen))
     out = place.fresh_out()
     command = [
-        str(programs.pg_regress),
-        f"--inputdir={programs.regress_input}",
-        f"--expecteddir={programs.regress_input}",
+        str(driver.program),
+        f"--inputdir={driver.input}",
+        f"--expecteddir={driver.input}",
         f"--outputdir={out}",
         f"--bindir={programs.installation.root / 'bin'}",
         f"--dlpath={programs.library_dir}",
@@ -59,7 +60,7 @@ def run(
     seen, ended, tail = _watch(command, place, address, out, lambda done: tick(done, total))
     outputs = {file.name: file.read_bytes() for file in sorted((out / "results").glob("*.out"))}
     if not outputs or seen == 0:
-        raise ConformanceError(f"pg_regress ran no test: {' '.join(tail[-5:]) or 'it said nothing'}")
+        raise ConformanceError(f"{driver.program.name} ran no test: {' '.join(tail[-5:]) or 'it said nothing'}")
     outputs["(end of the run)"] = f"{'all tests ended' if ended else 'cut off'}, {seen} of {total}\n".encode()
     return outputs
 
@@ -67,7 +68,7 @@ def run(
 def _watch(
     command: Sequence[str], place: Place, address: Address, out: Path, tick: Callable[[int], None]
 ) -> tuple[int, bool, list[str]]:
-    """Run pg_regress; (tests done, whether it ended by itself, its last lines)."""
+    """Run the driver; (tests done, whether it ended by itself, its last lines)."""
     account = place.account
     process = subprocess.Popen(
         command,
@@ -110,7 +111,7 @@ def _watch(
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
-    """End pg_regress and the psql processes below it; they are a group of their own."""
+    """End the driver and its clients below it; they are a group of their own."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

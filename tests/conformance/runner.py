@@ -21,11 +21,13 @@ from tests.conformance.verdict import Outputs, Verdict, judge
 from tests.support.ports import free_port
 
 EXTENDED = "regress_extended"
-SUITES = ("pgproto", "libpq_pipeline", "regress", EXTENDED)
+SUITES = ("pgproto", "libpq_pipeline", "isolation", "regress", EXTENDED)
 """In the order in which a pass plays them; the regression suite leaves the most behind, so that its second run has a
 server of its own."""
 
 REGRESSION = {"regress", EXTENDED}
+OF_SESSIONS = {*REGRESSION, "isolation"}
+"""Suites that keep state in their sessions or know those by their backends' process ids."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done and how much there is (0: unknown)."""
@@ -33,24 +35,25 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run. `schedule` and `tests` narrow the regression suite; `target` is a proxy that runs already, whose
-    steering is its own."""
+    """What to run. `schedule` and `tests` narrow the regression suite, `specs` the isolation suite; `target` is a proxy
+    that runs already, whose steering is its own."""
 
     suites: Sequence[str] = SUITES
     modes: Sequence[Mode] = ("session", "transaction")
     steerings: Sequence[Steering] = USUAL
     schedule: Path | None = None
     tests: Sequence[str] = ()
+    specs: Sequence[str] = ()
     target: Address | None = None
     server_port: int = 0
     keep: bool = False
 
     def suites_of(self, mode: Mode, steering: Steering) -> list[str]:
-        """The suites that such a pass plays: the regression suite keeps state in its session, and the others hold
-        nothing that can be steered."""
+        """The suites that such a pass plays: some are about sessions, and all but the regression suite hold nothing
+        that can be steered."""
         left_out: set[str] = set()
         if mode == "transaction":
-            left_out.update(REGRESSION)
+            left_out.update(OF_SESSIONS)
         if steering not in UNADVISED and mode != "direct":
             left_out.update(set(SUITES) - REGRESSION)
         return [it for it in SUITES if it in self.suites and it not in left_out]
@@ -88,7 +91,8 @@ def compare(plan: Plan, progress: Progress) -> Comparison:
                 verdicts.append(judge(f"{suite}/{mode}/{steering}", *outputs))
         if not verdicts:
             raise ConformanceError(
-                "Nothing to compare: the regression suite runs in session mode only, and the others without advice."
+                "Nothing to compare: the regression and isolation suites run in session mode only, and but for the "
+                "regression suite all run without advice."
             )
         _write_differences(place, verdicts)
         return Comparison(verdicts, player.delivered, place)
@@ -134,14 +138,17 @@ class _Player:
             return pgproto.run(self._programs, address, tick)
         if suite == "libpq_pipeline":
             return pipeline.run(self._programs, self._place, address, tick)
+        if suite == "isolation":
+            driver = self._programs.isolation
+            return regress.run(self._programs, driver, self._place, address, tick, tests=self._plan.specs)
         if suite == "regress":
             return self._regress(address, tick)
         with extended(address, self._relay_port) as relayed:
             return self._regress(relayed, tick)
 
     def _regress(self, address: Address, tick: Tick) -> Outputs:
-        plan = self._plan
-        return regress.run(self._programs, self._place, address, tick, schedule=plan.schedule, tests=plan.tests)
+        plan, driver = self._plan, self._programs.regress
+        return regress.run(self._programs, driver, self._place, address, tick, schedule=plan.schedule, tests=plan.tests)
 
     def _save(self, folder: str, outputs: Outputs) -> None:
         target = self._place.results / folder
