@@ -19,6 +19,7 @@ from proxy.upstream.backend import Backend, reported_settings
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.pool import BackendPool
 from proxy.wire.conversation import Conversation
+from proxy.wire.delivery import SteeredConversation
 from proxy.wire.entries import NEVER_CERTAIN
 from proxy.wire.frames import FRONTEND_LIMITS, HOLD_LIMIT, NOTICE, TERMINATE, ProtocolViolation, violation
 from proxy.wire.messages import backend_key_data, error_fields, error_response, parameter_status, ready_for_query
@@ -156,13 +157,18 @@ class DedicatedSession(Session):
                 self.finish(SHUTDOWN)
         if talk.again is not None:
             self._send_again(backend, talk)
+        if self._eof_due:
+            self._pass_eof_on(backend)
 
     def _go_on_behind(self, backend: Backend) -> None:
         if self._talk.held:
             self.data_received(b"")
-        if self._eof_due and not self._talk.budget_ms and not backend.lost:
-            self._eof_due = False
-            backend.transport.write_eof()
+
+    def _pass_eof_on(self, backend: Backend) -> None:
+        """Tells the server that the client has sent all it will, unless something of it may have to be sent again."""
+        self._eof_due = isinstance(self._talk, SteeredConversation) and self._talk.may_send_again
+        if not self._eof_due and not backend.lost:
+            backend.write_eof()
 
     def eof_received(self) -> bool:
         """The client has sent all it will; as with the server, it may still read its answers."""
@@ -170,10 +176,7 @@ class DedicatedSession(Session):
         backend = self.backend
         if backend is None or backend.lost or not backend.transport.can_write_eof() or self.login.tls:
             return False
-        if self._talk.budget_ms:
-            self._eof_due = True
-        else:
-            backend.transport.write_eof()
+        self._pass_eof_on(backend)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -280,8 +283,8 @@ class PooledSession(Session):
             if self.cancel_due:
                 self.cancel_due = False
                 self.context.spawn(self.context.cancel(*self.key, self._talk.ready_count))
-        if not self.transport.is_closing() and not self._applying:
-            self.transport.resume_reading()
+        if not self._applying:
+            self.go_on_reading()
         if self._greeted and self.backend is None and self._pending:
             pending, self._pending = self._pending, b""
             self.data_received(pending)
@@ -294,6 +297,10 @@ class PooledSession(Session):
         assert backend.state is not None
         self.backend = backend
         backend.owner = self
+        if self._client_full:
+            backend.read(wanted=False)
+        if backend.full:  # what was sent into a COPY that failed is still on its way to it
+            self.server_writable(False)
         first, tell = self._talk.link(backend.state)
         if tell:
             self.transport.write(tell)
@@ -317,8 +324,7 @@ class PooledSession(Session):
         self._applying = False
         pending, self._pending = self._pending, b""
         self._forward(backend, pending)
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+        self.go_on_reading()
 
     def data_received(self, data: bytes) -> None:
         counters = self.counters
@@ -498,20 +504,24 @@ class PooledSession(Session):
         if not known:
             self._lose(backend)
             return
-        self.backend = None
-        self._pending = self._talk.unlink()
+        self._part(backend)
         self._pool.retire(backend, polite=False)
         if self._closing:
             self.finish(SHUTDOWN)
 
     def _release(self, backend: Backend) -> None:
-        self.backend = None
-        self._pending = self._talk.unlink()
-        # A client that stopped reading has paused the backend; the next one must not inherit that.
-        backend.read(wanted=True)
+        self._part(backend)
         self._pool.give_back(backend, self._answered_at or _now())
         if self._closing:
             self.finish(SHUTDOWN)
+
+    def _part(self, backend: Backend) -> None:
+        """Client and backend go their ways; neither takes along that the other has not been reading."""
+        self.backend = None
+        self._pending = self._talk.unlink()
+        backend.read(wanted=True)
+        if self._server_full:
+            self.server_writable(True)
 
     def after_cancel(self, backend: Backend) -> None:
         """No cancel request is on its way to this backend any more: what was kept back goes on."""
@@ -523,8 +533,7 @@ class PooledSession(Session):
                 self._forward(backend, pending)
         if self._talk.idle and self.backend is backend:
             self._transaction_over(backend)
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+        self.go_on_reading()
 
     # ------------------------------------------------------------------ leaving
 

@@ -46,6 +46,7 @@ class Session(Owner):
     __slots__ = (
         "_answered_at",
         "_began",
+        "_client_full",
         "_closing",
         "_eof_due",
         "_leaving",
@@ -90,6 +91,7 @@ class Session(Owner):
         self._pause = 0.0  # until what goes on all the same is cancelled again
         self._eof_due = False  # the server is to be told that the client has sent all it will
         self._server_full = False  # the server does not read
+        self._client_full = False  # the client does not read
         self.slow_ms: float = context.slow_ms
         if not login.tls:
             write_at_once(transport)
@@ -311,10 +313,12 @@ class Session(Owner):
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading from the server."""
+        self._client_full = True
         if self.backend is not None:
             self.backend.read(wanted=False)
 
     def resume_writing(self) -> None:
+        self._client_full = False
         if self.backend is not None:
             self.backend.read(wanted=True)
 

@@ -41,6 +41,7 @@ class Backend:
 
     __slots__ = (
         "_early",
+        "_eof",
         "_on_end",
         "_paused",
         "_taken",
@@ -49,6 +50,7 @@ class Backend:
         "cancelling",
         "checked",
         "expires",
+        "full",
         "greeting",
         "how",
         "idle_since",
@@ -92,6 +94,8 @@ class Backend:
         self.lost = False
         self._taken = taken
         self._paused = False
+        self._eof = False  # it was told that nothing more comes
+        self.full = False  # the server does not read: what is written only piles up
         self._early = early  # what came right behind the first ReadyForQuery
         self._on_end: Callable[[Backend], None] | None = None
         if not self.tls:
@@ -125,10 +129,12 @@ class Backend:
         return None
 
     def pause_writing(self) -> None:
+        self.full = True
         if self.owner is not None:
             self.owner.server_writable(False)
 
     def resume_writing(self) -> None:
+        self.full = False
         if self.owner is not None:
             self.owner.server_writable(True)
 
@@ -156,8 +162,14 @@ class Backend:
         else:
             self.transport.pause_reading()
 
+    def write_eof(self) -> None:
+        """The client has sent all it will: the server ends the connection behind its answers."""
+        self._eof = True
+        self.transport.write_eof()
+
     def close(self, *, polite: bool) -> None:
         """Ends the connection: when ``polite`` with what was written and a Terminate behind it, else as it stands."""
+        polite = polite and not self._eof  # nothing can be written any more, and the server knows
         self.owner = None
         if not self.lost and not self.transport.is_closing():
             if polite:

@@ -11,7 +11,9 @@ from proxy.wire.statements import identifier, literal
 # One client's settings are kept up to these sizes, in bytes (a value: in characters); beyond, it keeps its backend.
 VALUE_LIMIT: Final = 8 * 1024
 SETTINGS_LIMIT: Final = 64 * 1024
-NAMES_LIMIT: Final = 500  # the server has at most 1664 columns in a result
+NAMES_LIMIT: Final = 30
+"""Settings that are asked for at once: as long as they may be, with four bytes a character, they fit into a message of
+the megabyte that is kept to be read."""
 
 
 def capture_query(names: Iterable[bytes], pins: Iterable[int]) -> bytes:

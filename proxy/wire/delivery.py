@@ -38,14 +38,13 @@ from proxy.wire.frames import (
 from proxy.wire.messages import message
 from proxy.wire.outcome import TIDYING, Run, SteeredOutcome
 from proxy.wire.prepared import READING_SETTINGS
-from proxy.wire.statements import prepared_name
+from proxy.wire.statements import NAME_LIMIT, prepared_name
 
 # The statements of one client that are remembered by name for steering, in bytes of their texts.
 _STATEMENT_BYTES: Final = 256 * 1024
 _PORTALS: Final = 1000  # bound with advice in one transaction and remembered for their positions
 _PLAIN_LIMIT: Final = 4 * 1024  # bytes of a Parse that is kept to know it again
 _REMOVERS: Final = 100  # prepared statements that remove others, remembered by name
-_NAME_LIMIT: Final = 62  # a longer name may have been cut by the server
 # Added to the entry of a Parse whose text is remembered once it has succeeded.
 _KEPT: Final = 0x4000
 
@@ -207,7 +206,7 @@ class SteeredConversation(SteeredOutcome):
         text = data[name_end + 1 : text_end]
         self._forget_text(name)
         known = self.steering.known(text, data[text_end + 1 : end])
-        if known is None or self._texts_size + len(text) > _STATEMENT_BYTES:
+        if known is None or self._texts_size + len(text) > _STATEMENT_BYTES or len(name) > NAME_LIMIT:
             if _removes(text):
                 self._note_remover(name, text)
             elif known is None and not name and not self._texts and end - pos <= _PLAIN_LIMIT:
@@ -259,7 +258,7 @@ class SteeredConversation(SteeredOutcome):
             found is not None
             and found.deallocates
             and not text[found.end :].strip(b"; \t\r\n")
-            and len(found.name) <= _NAME_LIMIT
+            and len(found.name) <= NAME_LIMIT
             and found.name.isascii()
         ):
             self._forget_text(found.name)
@@ -269,12 +268,13 @@ class SteeredConversation(SteeredOutcome):
     def _note_remover(self, name: bytes, text: bytes) -> None:
         """It removes others whenever it is run. Names are kept until they are closed, since a Parse may fail."""
         self._look_for_deallocate(text)
-        if len(self._removers) < _REMOVERS or name in self._removers:
+        if (len(self._removers) < _REMOVERS and len(name) <= NAME_LIMIT) or name in self._removers:
             self._removers[name] = text if len(text) <= _PLAIN_LIMIT else b"discard"
 
     def _remove_bound(self, name: bytes) -> None:
         """A statement is bound that is not to be steered: it may remove others."""
-        text = self._removers.get(name, b"discard" if len(self._removers) >= _REMOVERS else b"")
+        unknown = len(self._removers) >= _REMOVERS or len(name) > NAME_LIMIT
+        text = self._removers.get(name, b"discard" if unknown else b"")
         if text:
             self._look_for_deallocate(text)
 
@@ -320,7 +320,7 @@ class SteeredConversation(SteeredOutcome):
         name_end = end_of_name(data, portal_end + 1, end) if portal_end >= 0 else -1
         name = data[portal_end + 1 : name_end] if name_end >= 0 else b""
         known = self._text_of(name) if name_end >= 0 else None
-        if known is None and self._removers:
+        if known is None and (self._removers or len(name) > NAME_LIMIT):
             self._remove_bound(name)
         decision = self._judge_bind(known, data, pos, name_end + 1, end)
         if decision is UNDECIDED:
@@ -367,6 +367,7 @@ class SteeredConversation(SteeredOutcome):
         settings = decision.settings
         planned = not settings or advice.is_planned_at_bind(known.text)
         possible = planned or (alone and advice.is_planned_when_run(known.text))
+        possible = possible and portal_end - pos - 5 <= NAME_LIMIT
         if not possible or not (decision.approved or until or not decision.budget_ms):
             self._prevented("no_budget_possible_here" if possible else "settings_not_possible_here")
             return self._bind_as_it_is(data, pos, end, portal_end, known, name)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from librt.strings import read_i32_be
+
 from proxy.wire.frames import FUNCTION_CALL, PARSE, QUERY, ProtocolViolation
 from proxy.wire.messages import error_response, message
 
@@ -26,13 +28,13 @@ _SET_CONFIG_OID: Final = (2078).to_bytes(4, "big")
 
 def forbidden(guard: Callable[[bytes], bool], kind: int, data: bytes, pos: int, end: int) -> bool:
     """Whether this message must not get to the server; ``guard`` says it of a text. Raises `ProtocolViolation` for a
-    statement that is too long to be looked at."""
+    statement that is too long to be looked at, of which no more than the header may have arrived."""
+    if kind not in (QUERY, PARSE, FUNCTION_CALL):
+        return False
+    if read_i32_be(data, pos + 1) > LIMIT:
+        raise ProtocolViolation(f"a statement longer than {LIMIT} bytes is refused in a read-only session")
     if kind == FUNCTION_CALL:
         return data[pos + 5 : pos + 9] == _SET_CONFIG_OID
-    if kind not in (QUERY, PARSE):
-        return False
-    if end - pos > LIMIT:
-        raise ProtocolViolation(f"a statement longer than {LIMIT} bytes is refused in a read-only session")
     start = pos + 5 if kind == QUERY else data.find(0, pos + 5, end) + 1
     stop = data.find(0, start, end)
     return start > 0 and stop >= 0 and guard(data[start:stop])  # no server reads a text that has no end

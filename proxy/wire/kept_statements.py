@@ -14,7 +14,7 @@ from proxy.wire import messages
 from proxy.wire.entries import OWN
 from proxy.wire.frames import CLOSE, FAILED, PARSE, SYNC
 from proxy.wire.messages import message
-from proxy.wire.prepared import Statement, StatementRegistry
+from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, reading
 from proxy.wire.session_state import SessionState
 from proxy.wire.statements import prepared_name
 
@@ -110,6 +110,9 @@ class KeptStatements(SessionState):
             prepared.discard(statement)
             before = self._evict([statement])
         before += self._evict(prepared.add(statement))
+        if statement.reading and statement.reading != reading(statement.text, self.reported):
+            # Its names and constants are read in another way now than its name stands for: for this once only.
+            prepared.doubt(statement)
         self._change(PARSE | OWN, None, statement)
         self._note_in_flight(statement.name)
         return before + statement.parse_message(statement.name)
@@ -147,7 +150,8 @@ class KeptStatements(SessionState):
         if self.backend.prepared.unnamed is statement and not (self._in_flight and self._unsure_of(b"")):
             return b""
         self.reprepared += 1
-        self.backend.prepared.unnamed = statement
+        as_before = not statement.reading or statement.reading == reading(statement.text, self.reported)
+        self.backend.prepared.unnamed = statement if as_before else UNKNOWN
         self._change(PARSE | OWN, b"", statement)
         self._note_in_flight(b"")
         return statement.parse_message(b"")

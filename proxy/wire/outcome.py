@@ -125,6 +125,11 @@ class SteeredOutcome(Conversation):
         self._swallowed = b""  # an error that ended the client's transaction in a query of ours
         self._told = 0  # answers to Bind and Describe that the client got for the statement that was steered last
 
+    @property
+    def may_send_again(self) -> bool:
+        """Whether something that was sent with advice may have to be sent once more, without."""
+        return self.budget_ms > 0 or len(self._runs) > 0
+
     # ------------------------------------------------------------------ replies
 
     def _steered_reply(self, kind: int, data: bytes, pos: int, end: int, head: int) -> bytes | None:

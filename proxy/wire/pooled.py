@@ -13,7 +13,7 @@ from typing import Final
 from librt.strings import BytesWriter, read_i32_be, write_i32_be
 
 from proxy.steering import LEAVE_ALONE, UNDECIDED, Known, Steering
-from proxy.wire import messages
+from proxy.wire import guarding, messages
 from proxy.wire.entries import ALWAYS_WATCHED, KIND, OWN, STEERED, SUSPENDED, table_of
 from proxy.wire.frames import (
     BIND,
@@ -46,6 +46,7 @@ from proxy.wire.prepared import UNKNOWN, Statement, StatementRegistry, reading
 from proxy.wire.session_state import PARSED, Own
 from proxy.wire.statements import (
     BY_NAME,
+    NAME_LIMIT,
     STATE,
     prepared_name,
 )
@@ -68,7 +69,17 @@ _WATCHED: Final = table_of(ALWAYS_WATCHED | {COMMAND_COMPLETE, PARSE_COMPLETE, C
 class PooledConversation(KeptStatements):
     """One client in transaction pooling, with its prepared statements."""
 
-    __slots__ = ("_bound", "_usual", "_usual_parse", "_usual_statement", "_usual_text", "_usual_types", "backend_ends")
+    __slots__ = (
+        "_bound",
+        "_execute_failed",
+        "_usual",
+        "_usual_parse",
+        "_usual_reported",
+        "_usual_statement",
+        "_usual_text",
+        "_usual_types",
+        "backend_ends",
+    )
 
     def __init__(
         self,
@@ -82,6 +93,7 @@ class PooledConversation(KeptStatements):
         self._names_pass = False
         self._watched = _WATCHED
         self.backend_ends = False  # the server said so, behind the end of a transaction
+        self._execute_failed = False  # and the client has been told why
         self._bound = b""  # the name that the client bound last: several may stand for one statement
         # The last Parse of the unnamed statement, if it means the same whenever it comes, and what it changes then.
         self._usual: Change | None = None
@@ -89,11 +101,12 @@ class PooledConversation(KeptStatements):
         self._usual_statement: Statement | None = None
         self._usual_text = b""
         self._usual_types = b""
+        self._usual_reported = reported  # what the server said then: by it the text's names are looked up
 
     # ------------------------------------------------------------------ from the client
 
     def _may_stream(self, kind: int, length: int, data: bytes, pos: int) -> bool:
-        if kind in (BIND, PARSE) and length > HOLD_LIMIT:
+        if kind in (BIND, PARSE) and length > (HOLD_LIMIT if self.guard is None else guarding.LIMIT):
             available = len(data) - pos
             first = data.find(0, pos + 5)
             return available > _NAME_SEARCH or (first >= 0 and data.find(0, first + 1) >= 0)
@@ -180,8 +193,8 @@ class PooledConversation(KeptStatements):
                 self._change(PARSE, None, None)
             return None
         name = data[pos + 5 : name_end]
-        if large or self.pins & PIN_MEMORY:
-            self._parse_unkept(name, data[pos + 5 : end] if large else b"")
+        if large or self.pins & PIN_MEMORY or len(name) > NAME_LIMIT:
+            self._parse_unkept(name, data[pos + 5 : end])
             return None
         text = data[name_end + 1 : text_end]
         statement = self.registry.intern(text, data[text_end + 1 : end], reading(text, self.reported))
@@ -202,6 +215,7 @@ class PooledConversation(KeptStatements):
                 self._usual_statement = statement
                 self._usual_text = statement.text
                 self._usual_types = statement.types
+                self._usual_reported = self.reported
             return None
         present = self._named.get(name)
         if present is not None:
@@ -214,7 +228,7 @@ class PooledConversation(KeptStatements):
             return before + statement.parse_message(present.name)
         if self._named_bytes + statement.size > self._named_limit:
             self._pin(PIN_MEMORY)
-            self._parse_unkept(name, b"")
+            self._parse_unkept(name, data[pos + 5 : end])
             return None
         self._named[name] = statement
         self._named_bytes += statement.size
@@ -231,7 +245,12 @@ class PooledConversation(KeptStatements):
         """The very Parse of the unnamed statement that came last, which is what many clients send with each Bind: does
         what `_parse` does for it, without taking it apart. False when something else has come in between."""
         statement = self._usual_statement
-        if statement is None or self._unnamed is not statement or self.pins & (PIN_MEMORY | PIN_LARGE):
+        if (
+            statement is None
+            or self._unnamed is not statement
+            or self.pins & (PIN_MEMORY | PIN_LARGE)
+            or self._usual_reported is not self.reported
+        ):
             return False
         statement.known = self.steering.known(self._usual_text, self._usual_types)
         assert self.backend is not None
@@ -241,9 +260,9 @@ class PooledConversation(KeptStatements):
         self.owed.append(PARSE)
         return True
 
-    def _parse_unkept(self, name: bytes, large: bytes) -> None:
-        """A Parse that goes on as it is, since it is not kept for another backend; ``large``: the beginning of one that
-        is too long for that."""
+    def _parse_unkept(self, name: bytes, beginning: bytes) -> None:
+        """A Parse that goes on as it is, since it is not kept for another backend. What its text may do to the session
+        is noted here and now: nobody will know the text when it is bound."""
         assert self.backend is not None
         if name:
             self._pin(PIN_MEMORY)
@@ -251,9 +270,8 @@ class PooledConversation(KeptStatements):
             self._change(PARSE, name, None, self._unnamed)
             self._unnamed = self.backend.prepared.unnamed = None
             self._pin(PIN_LARGE)
-        if large:
-            self._window = b""
-            self._read_on(large)
+        self._window = b""
+        self._read_on(beginning)
         if name:
             self._change(PARSE, None, None)
 
@@ -482,11 +500,20 @@ class PooledConversation(KeptStatements):
             if _MISSING not in data[pos:end]:
                 self._undo(change, failed=True)
         edited = super()._error(data, pos, end, head)
+        if head == PARSE | OWN and self._own and self._own[0].what == PARSED:
+            self._execute_failed = True  # the client's EXECUTE, which needs that statement, comes right behind it
+        elif self._execute_failed and head & KIND == QUERY and not head & OWN:
+            self._execute_failed = False
+            return b""
         if head == QUERY | OWN or (edited is not None and not _is_error(edited)):
             return edited
         body = data[pos + 5 : end] if edited is None else edited[5:]
         if _OUTDATED in body:
             self.registry.renew()
+            if self.backend is not None:
+                for statement in self._named.values():  # which one it is about is not said: all are prepared anew
+                    if statement in self.backend.prepared:
+                        self.backend.prepared.doubt(statement)
         if self.registry.prefix not in body:
             return edited
         bound = self._named.get(self._bound)
@@ -523,11 +550,21 @@ class PooledConversation(KeptStatements):
         self._named_bytes = 0
         if self.backend is not None:
             self.backend.prepared.clear()
+        more = self._more_behind()
         if everything:
-            self._forget_state()
+            self._forget_state(more_behind=more)
         self._outlive_discard()
-        self.pins &= ~(PIN_PREPARE | PIN_MEMORY)
-        self._blind = False
+        if more:
+            self._freeing = True
+        else:
+            self.pins &= ~(PIN_PREPARE | PIN_MEMORY)
+            self._blind = False
+
+    def _more_behind(self) -> bool:
+        """Whether the client has sent more than a Sync behind what is being answered."""
+        rest = iter(self.owed)
+        next(rest, None)
+        return any(entry & KIND != SYNC for entry in rest)
 
     def _outlive_discard(self) -> None:
         """What the client prepared behind the statement that discarded everything is still to come; what it closed

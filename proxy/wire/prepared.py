@@ -24,6 +24,8 @@ _SETS: Final = 1000
 _NOTIFIERS: Final = 1000
 
 
+# What servers have unless told otherwise. (They report it since PostgreSQL 18.)
+_USUAL_PATH: Final = b'"$user", public'
 # The settings by which the constants of a text are read when it is parsed; the server reports every one of them.
 READING_SETTINGS: Final = (
     b"DateStyle",
@@ -35,10 +37,12 @@ READING_SETTINGS: Final = (
 
 
 def reading(text: bytes, reported: Mapping[bytes, bytes]) -> bytes:
-    """By which settings the constants of a text are read now; b"" for one without any."""
+    """By which settings the names and constants of a text are read now; b"" for one without constants whose names are
+    looked for in the usual schemas."""
+    path = reported.get(b"search_path", _USUAL_PATH)
     if text.find(b"'") < 0 and text.find(b"$$") < 0:
-        return b""
-    return b"\0".join([reported.get(name, b"") for name in READING_SETTINGS])
+        return b"" if path == _USUAL_PATH else path
+    return b"\0".join([path, *[reported.get(name, b"") for name in READING_SETTINGS]])
 
 
 class Statement:

@@ -419,16 +419,20 @@ class SessionState(SteeredConversation):
         elif tag == b"DO" or tag == b"CALL":
             self._touched = self._touched or bool(self._set_texts)
 
-    def _forget_state(self) -> None:
-        """DISCARD ALL has been done."""
-        self.pins = 0
+    def _forget_state(self, *, more_behind: bool) -> None:
+        """DISCARD ALL has been done; ``more_behind``: the client had already sent more."""
         self.settings = self._initial
         if self.backend is not None:
             self.backend.settings = {}
+        self._discarded_all = True
+        if more_behind:
+            # What was noted when that was sent cannot be told from what is gone: the server is asked about all of it.
+            self._touched = self._freeing = True
+            return
+        self.pins = 0
         self._touched = self._freeing = False
         self._set_texts.clear()
         self._set_bytes = self._set_tags = 0
-        self._discarded_all = True
 
     def _error(self, data: bytes, pos: int, end: int, head: int) -> bytes | None:
         if head != QUERY | OWN:

@@ -21,6 +21,9 @@ BY_NAME: Final = 64  # DEALLOCATE or EXECUTE of a prepared statement
 UNLOCKS: Final = 128  # releases advisory locks
 STATE: Final = 255  # all of them
 
+NAME_LIMIT: Final = 62
+"""Bytes of a prepared statement's or a portal's name that is kept; a longer one may have been cut by the server."""
+
 _SETS = re.compile(rb"\b(?:re)?set\b")
 _ADVISORY = re.compile(rb"pg_(?:try_)?advisory_lock")
 _TEMPORARY = re.compile(rb"\b(?:pg_temp|temp\b|temporary\b)")

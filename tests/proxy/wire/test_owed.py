@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.wire.owed import Owed
@@ -37,6 +37,7 @@ def _check(owed: Owed, model: deque[int]) -> None:
     assert owed.last == (model[-1] if model else 0)
 
 
+@settings(deadline=None)
 @given(_STEPS)
 def test_it_does_what_a_deque_does(steps: list[tuple[str, int]]) -> None:
     owed, model = Owed(), deque[int]()
