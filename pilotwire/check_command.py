@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from pilotwire.config import DEFAULT, SECRETS, Loaded, SettingsError, load
+from pilotwire.config import DEFAULT, SECRETS, Loaded, load
 from pilotwire.setting_options import CONFIG_OPTION, with_settings
 from proxy.dsn import Host
 from proxy.options import OptionDoc
@@ -27,12 +27,14 @@ def check(
     connect: bool = typer.Option(False, "--connect", help="Also log in to each host of the upstream."),
     **settings: Any,
 ) -> int:
-    """Exit code 0 when all is well, 1 when no host of the upstream answers, 2 when the settings cannot be used."""
+    """Exit code 0 when all is well, 1 when no host of the upstream answers, 2 when the settings, or the files that they
+    name, cannot be used."""
     from pilotwire.cli import fail
 
     try:
         loaded = load(config, settings)
-    except SettingsError as error:
+        _read_files(loaded.settings)
+    except (ValueError, OSError) as error:
         if as_json:
             print(json.dumps({"ok": False, "error": str(error)}))
             return 2
@@ -46,6 +48,18 @@ def check(
     if not reached:
         return fail("no host of the upstream lets us in", 1) if not as_json else 1
     return 0
+
+
+def _read_files(settings: ProxySettings) -> None:
+    """Reads what serving reads at its start. ValueError or OSError when it would not start."""
+    from proxy.auth.authenticator import known_users
+    from proxy.tls import TlsContexts
+
+    keys = (settings.client_tls_key or settings.client_tls_cert, settings.server_tls_key or settings.server_tls_cert)
+    # Root checks for a service that may run as somebody else, whose keys may then be its own.
+    if os.geteuid() or all(os.stat(key).st_uid == 0 for key in keys if key):
+        TlsContexts(settings)
+    known_users(settings)
 
 
 def _shown(name: str, value: Any) -> Any:

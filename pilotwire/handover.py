@@ -27,6 +27,7 @@ from typing import Final, Literal
 from pilotwire.errors import StartError
 from pilotwire.listening import Listening, from_systemd, open_all, remove_stale, socket_text
 from proxy.control import ControlChannel, ControlLostError, Handler, Message, decode, encode
+from proxy.dsn import ListenAddress, is_loopback
 from proxy.logs import Log
 from proxy.settings import ProxySettings
 
@@ -139,7 +140,12 @@ def open_sockets(
     held = dict(inherited.listen) if inherited is not None else {}
     if passed:
         # The unit file says where to listen; the setting would only contradict it.
-        listening = [Listening(socket_text(sock), sock, settings.read_only) for sock in passed]
+        listening = [Listening(socket_text(sock), sock, _read_only(settings, sock)) for sock in passed]
+        for address in settings.addresses:
+            if address.read_only and not settings.read_only and not any(_same(address, sock) for sock in passed):
+                log.event(
+                    "listener_not_passed", level="warning", listen=str(address), detail="systemd gave no socket for it"
+                )
     else:
         listening = open_all(settings.addresses, settings.listen_backlog, held)
     for unused in held.values():
@@ -152,9 +158,42 @@ def open_sockets(
                 f"admin: {settings.admin_address} can be reached from the network: set admin_token, or use loopback"
             )
         (found,) = open_all([settings.admin_address], 128, admin, "admin")
+        if not _is_local(found.sock) and not admin_token(settings):
+            # Not bound here, but given to us: it need not be where the setting says.
+            where = found.address
+            found.close(keep_file=True)
+            raise StartError(
+                f"admin: {where}, the socket that was passed on, can be reached from the network: set admin_token, or "
+                "use loopback"
+            )
     for unused in admin.values():
         unused.close(keep_file=True)
     return listening, found
+
+
+def _is_local(sock: socket.socket) -> bool:
+    return sock.family == socket.AF_UNIX or is_loopback(sock.getsockname()[0])
+
+
+def _read_only(settings: ProxySettings, sock: socket.socket) -> bool:
+    """Whether a socket that systemd gave is read-only: all are, or the listener of its address is."""
+    return settings.read_only or any(address.read_only and _same(address, sock) for address in settings.addresses)
+
+
+def _same(address: ListenAddress, sock: socket.socket) -> bool:
+    """Whether this is where ``address`` says. One that stands for every interface fits each, on either side."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return bool(address.path) and address.path == name
+    if address.path or address.port != name[1]:
+        return False
+    if not address.host or name[0] in ("0.0.0.0", "::"):  # noqa: S104
+        return True
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return any(target[0] == name[0] for *_, target in found)
 
 
 def admin_token(settings: ProxySettings) -> str:

@@ -215,10 +215,21 @@ def _join_hosts(hosts_text: str, ports_text: str) -> tuple[Host, ...]:
         raise ValueError(
             f"the DSN names {len(hosts)} hosts and {len(ports)} ports: give one port, or one for each host"
         )
+    for host in hosts:
+        if not host.startswith(("/", "@")):
+            _check_name(host, "a host of the DSN")
     return tuple(
         Host(host or "localhost", parse_port(port) if port else DEFAULT_PORT)
         for host, port in zip(hosts, ports, strict=True)
     )
+
+
+def _check_name(host: str, what: str) -> None:
+    """ValueError for a name that could not even be looked up."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{what} has a part between its dots that is empty, too long or no name") from None
 
 
 def parse_port(text: str) -> int:
@@ -278,6 +289,7 @@ def parse_listen(text: str, *, read_only: bool = False) -> ListenAddress:
     if not colon or (":" in host and not bracketed) or not port:
         raise ValueError("an address is host:port, [IPv6]:port, *:port or the absolute path of a Unix socket")
     host = host[1:-1] if bracketed else host
+    _check_name(host, "its host")
     if port == "0":
         return ListenAddress("" if host == "*" else host, 0, "", read_only)
     return ListenAddress("" if host == "*" else host, parse_port(port), "", read_only)

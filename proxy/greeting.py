@@ -111,6 +111,7 @@ class Refusal:
 
 
 TOO_MANY_CLIENTS: Final = Refusal("max_clients", error_response("53300", "sorry, too many clients already"))
+NO_REPLICATION: Final = error_response("25006", "replication connections are refused where read_only is on")
 SHUTTING_DOWN: Final = Refusal("shutting down", error_response("57P03", "the database system is shutting down"))
 
 
@@ -272,10 +273,16 @@ class Greeting(asyncio.Protocol):
     def _begin(self, startup: StartupMessage) -> None:
         settings = self._context.settings
         own = meant(settings, startup.database, startup.replication)
-        if settings.auth == "relay" and not own:
-            self._hand_over(RelayCredential())
+        if settings.auth != "relay" or own:
+            self._task = asyncio.ensure_future(self._look_up(startup))
             return
-        self._task = asyncio.ensure_future(self._look_up(startup))
+        # What the server does not see must be right before it is asked.
+        try:
+            self._check_name(startup, self._certificate())
+        except AuthFailed as failed:
+            self._fail(failed, startup.negotiate)
+        else:
+            self._hand_over(RelayCredential())
 
     async def _look_up(self, startup: StartupMessage) -> None:
         try:
@@ -321,6 +328,11 @@ class Greeting(asyncio.Protocol):
             raise AuthFailed("28000", "connection requires a valid client certificate")
         return certificate
 
+    def _check_name(self, startup: StartupMessage, certificate: dict[str, Any] | None) -> None:
+        """AuthFailed where the certificate must name the user and does not."""
+        if self._encrypted and self._context.settings.client_tls_mode == "verify-full":
+            check_common_name(startup.user, certificate)
+
     def _verify(self, exchange: Exchange) -> None:
         """Feeds the exchange with the password messages that have arrived."""
         try:
@@ -359,8 +371,7 @@ class Greeting(asyncio.Protocol):
         startup = self._startup
         if startup is None:
             raise RuntimeError("verified before the start-up message")
-        if self._encrypted and self._context.settings.client_tls_mode == "verify-full":
-            check_common_name(startup.user, self._certificate())
+        self._check_name(startup, self._certificate())
         settings = self._context.settings
         own = meant(settings, startup.database, startup.replication)
         if self._context.places.taken > settings.max_clients and not own:
@@ -384,8 +395,11 @@ class Greeting(asyncio.Protocol):
             peer=self._ticket.peer,
             id=self._ticket.id,
             tls=self._encrypted,
-            read_only=self._ticket.read_only,
+            read_only=self._ticket.read_only or startup.user in self._context.settings.read_only_users,
         )
+        if login.read_only and login.replication is not None:
+            self._end(NO_REPLICATION)  # a replication connection can run SQL that nobody looks at
+            return
         pending, self._buffer = self._buffer, b""
         self._resume()
         try:

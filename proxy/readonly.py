@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 
-_OPENERS = re.compile(rb"--|/\*|[eE]?'|\"|\$(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*)?\$")
+# Behind a letter of an identifier neither a dollar nor an e begins a literal.
+_OPENERS = re.compile(
+    rb"--|/\*|(?<![\w$\x80-\xff])[eE]'|'|\"|(?<![\w$\x80-\xff])\$(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*)?\$"
+)
 _COMMENT_ENDS = re.compile(rb"/\*|\*/")
-_ESCAPED_END = re.compile(rb"(?:[^'\\]|\\.|'')*'", re.DOTALL)
+_ESCAPED_END = re.compile(rb"[^'\\]*(?:(?:\\.|'')[^'\\]*)*'", re.DOTALL)
 _READ_WRITE = re.compile(rb"\bread\s+write\b")
 _SETTING = re.compile(rb"transaction_read_only")
 _CHANGES = re.compile(rb"\b(?:set|reset|update|alter|set_config)\b")
@@ -21,16 +24,33 @@ _KEEPS_ON = re.compile(
 _SET_CONFIG = re.compile(rb"\bset_config\b\"?\s*\(\s*")
 _PLAIN_NAME = re.compile(rb"'[a-z_][\w.$]*'\s*,")
 _HIDDEN_NAME = re.compile(rb"\bset\s+(?:session\s+|local\s+)?u&")
-_UPDATES_SETTINGS = re.compile(rb"\bupdate\b.*\bpg_settings\b", re.DOTALL)
-# A block that puts statements together, or whose own text is written in escapes.
-_DYNAMIC = re.compile(rb"(?:\A|;)\s*do\b.*(?:\bexecute\b|\bu&'|\be'[^']*\\)", re.DOTALL)
+# A name written in escapes, and what they begin with if it is no backslash.
+_UNICODE_NAME = re.compile(rb"(?i)\bu&\"([^\"]*(?:\"\"[^\"]*)*)\"(\s*uescape\b\s*(?:'([^'\\])')?)?")
+_UPDATE = re.compile(rb"\bupdate\b")
+# A block is not taken apart: comments may be in it, its literal may go on in the next line, it may put statements
+# together.
+_BLOCK = re.compile(rb"(?:\A|;)\s*do\b")
+_OPAQUE_IN_BLOCK = re.compile(
+    rb"\b(?:execute|transaction|set_config|query_to_xml\w*|ts_stat|ts_rewrite)\b|\bu&'|\\|'[^\S\r\n]*[\r\n]\s*'"
+)
+# Functions of the server's own that run a statement which they are given as a text.
+_RUNS_TEXT = re.compile(rb"\b(?:query_to_xml(?:schema|_and_xmlschema)?|ts_stat|ts_rewrite)\b\"?\s*\(\s*")
+_PLAIN_TEXT = re.compile(rb"'[^'\\]*(?:''[^'\\]*)*'\s*[,)]")
 _ALTER_SYSTEM = re.compile(rb"\balter\s+system\b")
 
 
 def lifts_read_only(text: bytes) -> bool:
     """Whether a statement (or several in one text) would let this session write. Errs towards yes."""
-    plain = without_comments(text).lower()
-    if _READ_WRITE.search(without_comments(text, literals=False).lower()):
+    # Whether a backslash escapes a quote in any literal is the session's to choose (standard_conforming_strings).
+    return _lifts(text, escapes=False) or (b"\\" in text and _lifts(text, escapes=True))
+
+
+def _lifts(text: bytes, *, escapes: bool) -> bool:
+    if _READ_WRITE.search(without_comments(text, literals=False, escapes=escapes).lower()):
+        return True
+    try:
+        plain = _UNICODE_NAME.sub(_decoded, without_comments(text, escapes=escapes)).lower()
+    except ValueError:
         return True
     if _ALTER_SYSTEM.search(plain) or _HIDDEN_NAME.search(plain):
         return True
@@ -38,12 +58,39 @@ def lifts_read_only(text: bytes) -> bool:
         return True
     if any(not _PLAIN_NAME.match(plain, match.end()) for match in _SET_CONFIG.finditer(plain)):
         return True
-    return bool(_UPDATES_SETTINGS.search(plain) or _DYNAMIC.search(plain))
+    update, block = _UPDATE.search(plain), _BLOCK.search(plain)
+    return (
+        (update is not None and plain.find(b"pg_settings", update.end()) >= 0)
+        or (block is not None and _OPAQUE_IN_BLOCK.search(plain, block.end()) is not None)
+        or _runs_hidden_text(plain)
+    )
 
 
-def without_comments(text: bytes, *, literals: bool = True) -> bytes:
+def _runs_hidden_text(plain: bytes) -> bool:
+    """Whether a text is run as a statement that is not there as one literal, or has comments where they matter."""
+    for found in _RUNS_TEXT.finditer(plain):
+        if b"set_config" in plain or b"ts_rewrite" in found[0] or not _PLAIN_TEXT.match(plain, found.end()):
+            return True
+    return False
+
+
+def _decoded(name: re.Match[bytes]) -> bytes:
+    """The quoted name that one with Unicode escapes stands for. ValueError when that is not certain."""
+    if name[2] and not name[3]:
+        raise ValueError("an escape character that is not written plainly")
+    escape = name[3] or b"\\"
+    first, *others = name[1].replace(escape * 2, b"\0").split(escape)
+    pieces = [first]
+    for piece in others:
+        digits, rest = (piece[1:7], piece[7:]) if piece[:1] == b"+" else (piece[:4], piece[4:])
+        pieces += [chr(int(digits, 16)).encode("utf-8", "surrogatepass"), rest]
+    return b'"' + b"".join(pieces).replace(b"\0", escape) + b'"'
+
+
+def without_comments(text: bytes, *, literals: bool = True, escapes: bool = False) -> bytes:
     """The text with each comment as a blank; quoted names and dollar-quoted bodies stay as they are, since settings
-    are named in them, and so do ``literals`` unless they are not wanted."""
+    are named in them, and so do ``literals`` unless they are not wanted. ``escapes``: a backslash escapes in every
+    literal, as without standard_conforming_strings."""
     pieces = []
     pos = 0
     while True:
@@ -57,7 +104,7 @@ def without_comments(text: bytes, *, literals: bool = True) -> bytes:
         elif opener == b"/*":
             end = _comment_end(text, found.end())
         else:
-            end = _literal_end(text, opener, found.end())
+            end = _literal_end(text, b"e'" if escapes and opener == b"'" else opener, found.end())
         pieces.append(text[pos:start])
         blank = opener in (b"--", b"/*") or (not literals and opener.endswith(b"'"))
         pieces.append(b" " if blank else text[start:end])

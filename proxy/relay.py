@@ -1,9 +1,11 @@
 """``auth = "relay"``: the client and the server authenticate with each other, the proxy only carries the messages.
 
-Until the server's first ReadyForQuery bytes pass unread, but for one thing: SCRAM-SHA-256-PLUS is taken off the list
+Until the server's first ReadyForQuery bytes pass unread, but for two things. SCRAM-SHA-256-PLUS is taken off the list
 of methods, since binding to a TLS channel cannot work through a proxy that ends it. Where both sides have TLS, the
 client must say ``channel_binding=disable``: its proof tells the server otherwise that the offer was kept from it, and
-the server's refusal goes on with a hint. After the login the client has an ordinary session with its own backend.
+the server's refusal goes on with a hint. And of a read-only client nothing but its password messages passes: what it
+sends behind them waits for the session, whose guard reads it. After the login the client has an ordinary session with
+its own backend.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from proxy.session import DedicatedSession
 from proxy.session_base import SHUTDOWN
 from proxy.upstream.backend import Backend
 from proxy.upstream.direct import connect
-from proxy.upstream.errors import UpstreamError
+from proxy.upstream.errors import UpstreamError, unreachable
 from proxy.wire.frames import ERROR, READY, whole_messages
 from proxy.wire.messages import message, startup_message
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _AUTHENTICATION: Final = 0x52  # R
 _KEY_DATA: Final = 0x4B  # K
+_PASSWORD: Final = 0x70  # p
 _SASL: Final = b"\0\0\0\x0a"
 _PLUS: Final = b"SCRAM-SHA-256-PLUS\0"
 _REFUSED: Final = b"\0C28000\0"
@@ -61,7 +64,7 @@ class RelaySession(asyncio.Protocol):
                 {"user": login.user, "database": login.database, **context.startup_settings(login)}
             )
         self._startup = startup
-        self._pending = pending
+        self._pending = pending  # bytes of the client that wait for the server or, of a read-only one, for the session
         self._server: asyncio.Transport | None = None
         self._address: str | tuple[str, int] = ""
         self._buffer = b""
@@ -78,8 +81,10 @@ class RelaySession(asyncio.Protocol):
         try:
             async with asyncio.timeout(self.context.settings.login_timeout):
                 server, _, self._address = await connect(self.context.settings, self.context.tls)
-        except UpstreamError as error:
-            self._transport.write(error.response)
+        except (UpstreamError, TimeoutError) as error:
+            # Each host in turn may take its whole connect_timeout, and all of them longer than a login may.
+            refused = error if isinstance(error, UpstreamError) else unreachable(self.context.settings.dsn.hosts, error)
+            self._transport.write(refused.response)
             self._transport.close()
             return
         if self._transport.is_closing():
@@ -87,7 +92,8 @@ class RelaySession(asyncio.Protocol):
             return
         self._server = server
         server.set_protocol(_ServerSide(self))
-        server.write(self._startup + self._pending)
+        server.write(self._startup)
+        self._forward(server, b"")
         asyncio.get_running_loop().call_later(self.context.settings.login_timeout, self._too_late)
         self._transport.resume_reading()
 
@@ -97,10 +103,25 @@ class RelaySession(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._carried += len(data)
-        if self._server is None or self._carried > _LOGIN_LIMIT:
+        if self._carried > _LOGIN_LIMIT:
             self.abort()
+        elif self._server is None:
+            self._pending += data  # a new transport reads once before it heeds that it shall not
         else:
-            self._server.write(data)
+            self._forward(self._server, data)
+
+    def _forward(self, server: asyncio.Transport, data: bytes) -> None:
+        """Sends the server what the client has sent, of a read-only one as far as it is of the login."""
+        data, self._pending = self._pending + data, b""
+        if self.login.read_only:
+            end = 0
+            for kind, _, message_end in whole_messages(data)[0]:
+                if kind != _PASSWORD:
+                    break
+                end = message_end
+            data, self._pending = data[:end], data[end:]
+        if data:
+            server.write(data)
 
     def from_server(self, data: bytes) -> None:
         """Messages of the server up to its first ReadyForQuery."""
@@ -139,6 +160,8 @@ class RelaySession(asyncio.Protocol):
         session.adopt(backend)
         if rest:
             backend.data_received(rest)
+        if self._pending:
+            session.data_received(self._pending)
 
     def server_gone(self) -> None:
         self._server = None

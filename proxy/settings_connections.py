@@ -107,7 +107,8 @@ class ConnectionSettings(BaseModel):
         [],
         group=LISTEN,
         description='More listeners with options of their own, as TOML tables: [[listeners]] address = "...", '
-        "read_only = true. When only these are given, the default of listen does not apply.",
+        "read_only = true. When only these are given, the default of listen does not apply. Sockets that systemd "
+        "passes on take the place of them all; one is read-only where a listener of its address is.",
         unit="tables",
         reason="One port for the application and a read-only one for analysts, in one process.",
         warning="In the environment and on the command line it is written as a JSON list.",
@@ -204,12 +205,13 @@ class ConnectionSettings(BaseModel):
     auth_query: str = option(
         "",
         group=LOGIN,
-        description="Query that gives a user's name and secret ($1 is the user), for example SELECT usename, "
-        "passwd FROM pg_shadow WHERE usename = $1.",
+        description="Query that gives a user's name, secret and, in a third column, the time until which the secret is "
+        "valid ($1 is the user), for example SELECT usename, passwd, valuntil FROM pg_shadow WHERE usename = $1.",
         unit="SQL",
         reason="Users are created in the database only, not in a file on every proxy too.",
         warning="It runs for every unknown user that tries to log in; give auth_query_user nothing but this "
-        "one function.",
+        "one function. Without the third column a user whose password has expired gets in where the pool has a "
+        "connection for him.",
         reload=True,
     )
     auth_query_user: str = option(

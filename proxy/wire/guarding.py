@@ -23,7 +23,9 @@ REFUSAL: Final = error_response(
     hint="The proxy's read_only setting is on for this listener or user.",
 )
 _UNACCEPTABLE: Final = b"refused by the read-only guard"
-_SET_CONFIG_OID: Final = (2078).to_bytes(4, "big")
+# Functions that change a setting, or run a statement which they are given as a text: set_config, query_to_xml,
+# query_to_xmlschema, query_to_xml_and_xmlschema, ts_rewrite.
+_DANGEROUS: Final = frozenset({2078, 2924, 2927, 2930, 3685})
 
 
 def forbidden(guard: Callable[[bytes], bool], kind: int, data: bytes, pos: int, end: int) -> bool:
@@ -34,7 +36,7 @@ def forbidden(guard: Callable[[bytes], bool], kind: int, data: bytes, pos: int, 
     if read_i32_be(data, pos + 1) > LIMIT:
         raise ProtocolViolation(f"a statement longer than {LIMIT} bytes is refused in a read-only session")
     if kind == FUNCTION_CALL:
-        return data[pos + 5 : pos + 9] == _SET_CONFIG_OID
+        return end - pos >= 9 and read_i32_be(data, pos + 5) in _DANGEROUS
     start = pos + 5 if kind == QUERY else data.find(0, pos + 5, end) + 1
     stop = data.find(0, start, end)
     return start > 0 and stop >= 0 and guard(data[start:stop])  # no server reads a text that has no end

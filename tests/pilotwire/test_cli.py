@@ -17,6 +17,7 @@ from pilotwire.cli import COMMANDS
 from pilotwire.config import SECRETS
 from proxy.settings import docs
 from tests.support.postgres import Postgres
+from tests.support.tls import TlsFiles
 
 UPSTREAM = "postgresql://app@127.0.0.1:1/shop"
 
@@ -92,10 +93,43 @@ def test_help_of_a_command_lists_all_settings(command: str) -> None:
         (("serve", "--config", "/no/such/file"), "No such file"),
         (("check", "--config", "/no/such/file"), "No such file"),
         (("check", "--upstream", "postgresql://u@h/d?sslmode=maybe"), "server_tls_mode"),
+        (("serve", "--upstream", UPSTREAM, "--listen", "a..b:6432", "--auth", "relay"), 'listen "a..b:6432"'),
+        (("serve", "--upstream", "postgresql://app@a..b/shop", "--auth", "relay"), "a host of the DSN"),
+        (
+            ("check", "--upstream", UPSTREAM, "--users-file", __file__),
+            f"{__file__}, line 1: the secret must stand in double quotes",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
     assert words in one_line(pilotwire(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("open", "has group or world access"), ("another", "does not belong to the certificate")]
+)
+def test_a_key_that_cannot_be_used(tls_files: TlsFiles, tmp_path: Path, key: str, words: str) -> None:
+    """With a password for the upstream the certificates are read before there is any worker."""
+    path = tmp_path / "key"
+    path.write_bytes((tls_files.server_key if key == "open" else tls_files.client_key).read_bytes())
+    path.chmod(0o644 if key == "open" else 0o600)
+    arguments = ("--client-tls-cert", str(tls_files.server_cert), "--client-tls-key", str(path))
+    for command, code in (("serve", 1), ("check", 2)):
+        upstream = "postgresql://app:geheim@127.0.0.1:1/shop"
+        result = pilotwire(command, *arguments, PILOTWIRE_UPSTREAM=upstream, PILOTWIRE_LOG_LEVEL="error")
+        assert words in one_line(result, code)
+    as_json = pilotwire("check", "--json", *arguments, PILOTWIRE_UPSTREAM="postgresql://app@127.0.0.1:1/shop")
+    assert as_json.returncode == 2
+    assert words in json.loads(as_json.stdout)["error"]
+    if os.geteuid() == 0:
+        os.chown(path, 1, 1)  # the service's own, which root's check cannot judge
+        assert pilotwire("check", *arguments, "--upstream", UPSTREAM).returncode == 0
+
+
+def test_no_host_is_what_is_wanted(postgres: Postgres) -> None:
+    arguments = ("--upstream", postgres.dsn(), "--auth", "trust", "--target-session-attrs", "standby")
+    result = pilotwire("serve", *arguments, PILOTWIRE_LOG_LEVEL="error")
+    assert "none of the hosts is standby (target_session_attrs)" in one_line(result, 1)
 
 
 def test_colours_only_on_a_terminal() -> None:

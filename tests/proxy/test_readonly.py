@@ -29,6 +29,21 @@ ROUTES = [
     "DO E'BEGIN \\x45XECUTE ''SET default_transaction_read_\\x6fnly = off''; END'",
     "DO LANGUAGE plpgsql U&'BEGIN \\0045XECUTE ''SET default_transaction_read_\\006fnly = off''; END'",
     "ALTER SYSTEM SET work_mem = '8MB'",
+    "SET my.a$b$ = 1; SET TRANSACTION READ/**/WRITE; SET my.a$b$ = 2",
+    "SELECT name'\\'; COMMIT; BEGIN READ WRITE; SELECT name'\\'",
+    "SELECT '\\', '; COMMIT; BEGIN READ WRITE; --'",  # where standard_conforming_strings is off
+    """SELECT pg_catalog.U&"set_\\0063onfig"('default_transaction_' || 'read_only', 'off', false)""",
+    """SELECT U&"!+000073et_config" UESCAPE '!' ('default_transaction_' || 'read_only', 'off', false)""",
+    """SELECT U&"$0073et_config" UESCAPE E'\\x24' ('default_transaction_' || 'read_only', 'off', false)""",
+    """UPDATE pg_catalog.U&"pg_\\0073ettings" SET setting = 'off' WHERE name LIKE 'default%read_only'""",
+    "DO 'BEGIN COMMIT; SET TRANSACTION READ WRITE; CREATE TABLE written (a int); END'",
+    "DO 'BEGIN COMMIT; SET TRANS'\n'ACTION READ WRITE; CREATE TABLE written (a int); END'",
+    "DO $$BEGIN COMMIT; SET TRANSACTION READ/**/WRITE; CREATE TABLE written (a int); END$$",
+    "DO $$BEGIN PERFORM set_config/**/('default_transaction_' || 'read_only', 'off', false); END$$",
+    "SELECT query_to_xml('SELECT set' || '_config(''default_transaction_read' || '_only'', ''off'', false)', true, "
+    "true, '')",
+    "SELECT query_to_xml('SELECT set_config/**/(''default_'' || ''transaction_read'' || ''_only'', ''off'', false)', "
+    "true, true, '')",
 ]
 HARMLESS = [
     "SELECT 1",
@@ -39,6 +54,11 @@ HARMLESS = [
     "-- read write\nSELECT 1",
     "SELECT set_config('search_path', 'public', false)",
     "SET search_path TO public",
+    'SELECT 1 AS U&"caf\\00e9"',
+    "SELECT name'e', 'read write', E'it\\'s', $b$ $$ /* $b$",
+    "DO $$BEGIN PERFORM 1; END$$",
+    "SELECT * FROM ts_stat('SELECT ''a''::tsvector')",
+    "SET my.a$b$ = 1",
 ]
 
 
