@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import time
 from typing import Final
 
@@ -15,7 +14,8 @@ from pilotwire.errors import StartError
 from proxy.auth.upstream_secret import dsn_user, find_password
 from proxy.dsn import Host
 from proxy.settings import ProxySettings
-from proxy.tls import TlsContexts
+from proxy.tls import TlsContexts, TlsError
+from proxy.upstream.hosts import connect_first, tls_options
 
 REACH_SECONDS: Final = 2.0
 """How long one host may take to accept a bare connection."""
@@ -38,20 +38,22 @@ async def check_upstream(settings: ProxySettings) -> None:
     except (OSError, ValueError) as error:
         raise StartError(str(error)) from None
     if settings.auth_method == "relay" or (password is None and settings.auth_method != "trust"):
-        if await _first_reachable(dsn.hosts, settings.connect_timeout) is None:
+        if not await _any_reachable(dsn.hosts, settings.connect_timeout):
             raise StartError(f"cannot reach the upstream {dsn.text()}: {_CHECK}")
         return
-    tls = TlsContexts(settings)
     try:
-        connection = await asyncpg.connect(
-            host=[host.host for host in dsn.hosts],
-            port=[host.port for host in dsn.hosts],
+        tls = TlsContexts(settings)
+    except TlsError as error:
+        raise StartError(str(error)) from None
+    try:
+        connection = await connect_first(
+            hosts=dsn.hosts,
+            target_session_attrs=settings.target_session_attrs,
+            limit=settings.connect_timeout,
             user=user,
             password=password,
             database=dsn.database or user,
-            timeout=settings.connect_timeout * len(dsn.hosts),
-            ssl=_ssl_argument(tls, dsn.hosts),
-            target_session_attrs=settings.target_session_attrs,
+            **tls_options(tls, dsn.hosts),
             server_settings={"application_name": "pilotwire"},
         )
     except asyncpg.PostgresError as error:
@@ -80,12 +82,6 @@ def _reason(error: Exception) -> str:
             return f"{str(error) or type(error).__name__}; {_CHECK}"
 
 
-def _ssl_argument(tls: TlsContexts, hosts: tuple[Host, ...]) -> ssl.SSLContext | str | bool:
-    if tls.server_side is None or all(host.is_unix for host in hosts):
-        return False
-    return tls.server_mode if tls.server_mode in ("allow", "prefer") else tls.server_side
-
-
 async def reach(host: Host, limit: float) -> bool:
     """Whether a connection to ``host`` is accepted within ``limit`` seconds."""
     try:
@@ -100,11 +96,17 @@ async def reach(host: Host, limit: float) -> bool:
     return True
 
 
-async def _first_reachable(hosts: tuple[Host, ...], limit: float) -> Host | None:
-    for host in hosts:
-        if await reach(host, limit):
-            return host
-    return None
+async def _any_reachable(hosts: tuple[Host, ...], limit: float) -> bool:
+    """Asks all at once: whoever probes us does not wait for one that is silent when another answers."""
+    asked = [asyncio.ensure_future(reach(host, limit)) for host in hosts]
+    try:
+        for answer in asyncio.as_completed(asked):
+            if await answer:
+                return True
+        return False
+    finally:
+        for task in asked:
+            task.cancel()
 
 
 class Reachability:
@@ -118,6 +120,6 @@ class Reachability:
     async def __call__(self, hosts: tuple[Host, ...]) -> bool:
         async with self._lock:
             if time.monotonic() - self._asked > FRESH_SECONDS:
-                self._answer = await _first_reachable(hosts, REACH_SECONDS) is not None
+                self._answer = await _any_reachable(hosts, REACH_SECONDS)
                 self._asked = time.monotonic()
             return self._answer

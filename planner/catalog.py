@@ -48,7 +48,8 @@ class _Mark:
 
 
 class CatalogWatcher:
-    """Give either a ``dsn`` or ``connect``, which opens an asyncpg connection that loads nothing by itself.
+    """Give either a ``dsn`` or ``connect``, which opens an asyncpg connection that loads nothing by itself, or gives
+    up in a time of its own.
 
     ``changed`` is called on the event loop with each new snapshot, ``failed`` with each error. `refresh` reads at once
     and raises; `start` begins to watch in the background and never raises.
@@ -198,8 +199,7 @@ class CatalogWatcher:
     async def _open(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
             if self._connect is not None:
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    self._connection = await self._connect()
+                self._connection = await self._connect()
             else:
                 self._connection = await asyncpg.connect(
                     self._dsn, timeout=_CONNECT_SECONDS, server_settings={"application_name": "pilotwire catalog"}

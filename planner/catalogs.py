@@ -7,6 +7,7 @@ asked about first. Until its first snapshot is there the answer is None, and the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections import OrderedDict
@@ -34,10 +35,18 @@ def connector(upstream: Upstream, database: str) -> Callable[[], Awaitable[Any]]
     context = ssl.create_default_context() if system else None
 
     async def connect() -> Any:
+        # One host at a time: asyncpg's limit is for all of them, and one that is switched off would use it up.
+        *others, last = upstream.hosts
+        for host in others:
+            with contextlib.suppress(OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
+                return await connect_to(*host)
+        return await connect_to(*last)
+
+    async def connect_to(host: str, port: int) -> Any:
         return await asyncpg.connect(
             f"postgresql://?{urlencode(tls)}",
-            host=[host for host, _ in upstream.hosts],
-            port=[port for _, port in upstream.hosts],
+            host=host,
+            port=port,
             user=upstream.user,
             password=upstream.password,
             passfile="/dev/null",

@@ -74,6 +74,12 @@ class TlsContexts:
     def server_mode(self) -> TlsMode:
         return self._settings.server_tls_mode
 
+    @property
+    def server_pair(self) -> tuple[str, str]:
+        """The files of our certificate for the server and of its key, empty without one."""
+        certificate = self._settings.server_tls_cert
+        return certificate, self._settings.server_tls_key or certificate
+
     def reload(self, settings: ProxySettings | None = None) -> list[str]:
         """Reads the files again, under ``settings`` when given. What is broken stays as it was, and the sentences
         returned say so; connections that exist keep what they have in any case.

@@ -18,7 +18,7 @@ from typing import Any, Final
 from proxy.auth import scram
 from proxy.auth.exchange import Exchange, Md5Exchange, ScramExchange, accept
 from proxy.auth.failures import INVALID_AUTHORIZATION, AuthFailed, certificate_failed, no_entry
-from proxy.auth.query import AuthQuery, EventLog, QuerySettings, Tls
+from proxy.auth.query import AuthQuery, EventLog, QuerySettings
 from proxy.auth.secrets import Md5Hash, Password, ScramVerifier, Secret
 from proxy.auth.upstream_secret import dsn_user, find_password
 from proxy.auth.users import is_readable_by_others, read_users
@@ -60,7 +60,7 @@ class Authenticator:
         tls_hash: Callable[[], bytes | None],
         log: EventLog,
         *,
-        upstream_tls: Callable[[], Tls] | None = None,
+        upstream_tls: Callable[[], dict[str, Any]] | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self._settings = settings
@@ -120,17 +120,10 @@ class Authenticator:
         return self._scram(user, answer, tls=tls)
 
     def _read(self, settings: ProxySettings) -> _Known:
-        dsn = settings.dsn
-        owner = dsn_user(dsn, self._environment)
-        users: dict[str, Secret | None] = {}
-        if settings.users_file:
-            path = Path(settings.users_file)
-            users = read_users(path)
-            if is_readable_by_others(path):
-                self._log.event("users_file_readable_by_all", level="warning", path=str(path))
-        password = find_password(dsn, owner, settings.password, settings.upstream_passfile, self._environment)
-        if password:
-            users[owner] = Password(password)
+        owner = dsn_user(settings.dsn, self._environment)
+        users = known_users(settings, self._environment)
+        if settings.users_file and is_readable_by_others(Path(settings.users_file)):
+            self._log.event("users_file_readable_by_all", level="warning", path=settings.users_file)
         query = self._make_query(settings, owner, users) if settings.auth_query else None
         return _Known(settings.auth_method, owner, users, query)
 
@@ -144,7 +137,7 @@ class Authenticator:
             user=asker,
             password=secret.text if isinstance(secret, Password) else None,
             timeout=settings.connect_timeout,
-            tls=self._upstream_tls or (lambda: mode),
+            tls=self._upstream_tls or (lambda: {"ssl": mode}),
         )
         return AuthQuery(wanted, self._log)
 
@@ -198,6 +191,15 @@ class Authenticator:
         """The same for a name at every attempt, known or not, so that salts do not tell who exists."""
         name = user.encode("utf-8", "surrogateescape")
         return hmac.digest(self._salt_key, name, "sha256")[: scram.SALT_BYTES]
+
+
+def known_users(settings: ProxySettings, environment: Mapping[str, str] = os.environ) -> dict[str, Secret | None]:
+    """The secrets that nobody need be asked for, by user. ValueError says what is wrong with the file they are in."""
+    users = read_users(Path(settings.users_file)) if settings.users_file else {}
+    owner = dsn_user(settings.dsn, environment)
+    if password := find_password(settings.dsn, owner, settings.password, settings.upstream_passfile, environment):
+        users[owner] = Password(password)
+    return users
 
 
 def _shared_key() -> bytes:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 import asyncpg
@@ -26,6 +26,7 @@ import asyncpg
 from proxy.auth.failures import CANNOT_CONNECT_NOW, AuthFailed
 from proxy.auth.secrets import Secret, parse_secret
 from proxy.dsn import Dsn
+from proxy.upstream.hosts import connect_first
 
 MAX_CONNECTIONS: Final = 2
 MAX_WAITING: Final = 200
@@ -33,8 +34,6 @@ CACHE_USERS: Final = 1024
 CACHE_SECONDS: Final = 5.0
 MAX_NAME_BYTES: Final = 63
 """No role has a longer name; such a name is not looked up."""
-
-Tls = ssl.SSLContext | str | bool | None
 
 
 class EventLog(Protocol):
@@ -47,14 +46,15 @@ class EventLog(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QuerySettings:
-    """How to ask: ``tls`` gives what asyncpg takes as ``ssl``, anew for each pool."""
+    """How to ask: ``timeout`` is for each host and for the answer, in seconds; ``tls`` gives asyncpg's options about
+    encryption, anew for each pool."""
 
     dsn: Dsn
     sql: str
     user: str
     password: str | None = field(repr=False)
     timeout: float
-    tls: Callable[[], Tls]
+    tls: Callable[[], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +146,10 @@ class AuthQuery:
         if self._pool is None:
             self._pool = self._make_pool()
         pool = await self._pool
-        async with asyncio.timeout(self.settings.timeout):
+        async with asyncio.timeout(self.settings.timeout * (len(self.settings.dsn.hosts) + 1)):
             connection = await pool.acquire()
             try:
-                row = await connection.fetchrow(self.settings.sql, user)
+                row = await connection.fetchrow(self.settings.sql, user, timeout=self.settings.timeout)
             except BaseException:
                 # Its state is not worth finding out, and a reset over a dead network would wait.
                 connection.terminate()
@@ -161,19 +161,18 @@ class AuthQuery:
 
     def _make_pool(self) -> asyncpg.Pool:
         settings = self.settings
-        options: dict[str, Any] = {}
+        options = settings.tls()
         if settings.password is not None:
             options["password"] = settings.password
         return asyncpg.create_pool(
-            host=[host.host for host in settings.dsn.hosts],
-            port=[host.port for host in settings.dsn.hosts],
+            connect=partial(
+                connect_first, hosts=settings.dsn.hosts, target_session_attrs="any", limit=settings.timeout
+            ),
             user=settings.user,
             database=settings.dsn.database or settings.user,
-            ssl=settings.tls(),
             min_size=0,
             max_size=MAX_CONNECTIONS,
             max_inactive_connection_lifetime=60.0,
-            timeout=settings.timeout,
             statement_cache_size=0,
             server_settings={"application_name": "pilotwire auth_query"},
             **options,

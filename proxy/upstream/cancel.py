@@ -31,7 +31,10 @@ async def send_cancel(
         try:
             if tls is not None and not isinstance(address, str):
                 writer.write(_SSL_REQUEST)
-                if await reader.readexactly(1) == b"S":
+                answer = await reader.read(1)
+                if not answer:
+                    raise ConnectionError("the server hung up on a cancel request")
+                if answer == b"S":
                     await writer.start_tls(tls, server_hostname=address[0])
                 elif require_tls:
                     raise ConnectionError("the server declined TLS for a cancel request")

@@ -17,6 +17,7 @@ from proxy.settings import ProxySettings
 from proxy.tls import TlsContexts, peer_end_point_hash
 from proxy.upstream.backend import Backend, reported_settings
 from proxy.upstream.errors import UpstreamError, unreachable
+from proxy.upstream.hosts import passes
 from proxy.upstream.login import UpstreamLogin
 from proxy.wire.messages import error_fields
 
@@ -120,7 +121,7 @@ async def open_direct(
     `UpstreamError`: what the last host said, or the refusal of one that no other host is asked after."""
     failure: Exception = ConnectionError("no host is configured")
     wanted = settings.target_session_attrs
-    for attributes in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
+    for attributes in passes(wanted):
         for host in settings.dsn.hosts:
             try:
                 async with asyncio.timeout(settings.connect_timeout):

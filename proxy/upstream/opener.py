@@ -20,6 +20,7 @@ from proxy.tls import TlsContexts
 from proxy.upstream.backend import Backend
 from proxy.upstream.direct import open_direct
 from proxy.upstream.errors import UpstreamError, unreachable
+from proxy.upstream.hosts import connect_first, tls_options
 from proxy.upstream.scram_exchange import ScramExchange
 from proxy.upstream.takeover import Opening, TakenConnection, opening
 from proxy.wire.messages import startup_message
@@ -87,9 +88,7 @@ class Opener:
         chunk.used += 1
         with opening(startup, self._exchange_maker(startup)) as attempt:
             try:
-                # The limit holds for the whole attempt: a place in a pool, the login, every host tried.
-                async with asyncio.timeout(self._settings.connect_timeout * max(1, len(self._dsn.hosts))):
-                    lent = await chunk.pool.acquire()
+                lent = await chunk.pool.acquire()  # each host has connect_timeout; there is room in the pool
             except (Exception, asyncio.CancelledError) as error:
                 chunk.free()
                 raise self._failure(error, attempt) from error
@@ -139,27 +138,22 @@ class Opener:
         if not isinstance(self._credential, NoCredential | PasswordCredential):
             raise TypeError(f"asyncpg cannot log in with a {type(self._credential).__name__}")
         return await asyncpg.create_pool(
-            host=[host.host for host in hosts],
-            port=[host.port for host in hosts],
+            connect=partial(
+                connect_first,
+                hosts=hosts,
+                target_session_attrs=self._settings.target_session_attrs,
+                limit=self._settings.connect_timeout,
+            ),
             user=self.user,
             database=self.database,
             password=password,
-            ssl=self._ssl_argument(),
-            timeout=self._settings.connect_timeout,
-            target_session_attrs=self._settings.target_session_attrs,
+            **tls_options(self._tls, hosts),
             min_size=0,
             max_size=size,
             statement_cache_size=0,
             max_inactive_connection_lifetime=0,
             reset=_no_reset,
         )
-
-    def _ssl_argument(self) -> Any:
-        mode = self._tls.server_mode
-        if mode == "disable" or all(host.is_unix for host in self._dsn.hosts):
-            return False
-        # asyncpg makes its own contexts for the modes that fall back; the others get ours, with the certificates.
-        return mode if mode in ("allow", "prefer") else self._tls.server_side
 
     @property
     def in_use(self) -> int:

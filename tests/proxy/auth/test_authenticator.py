@@ -186,7 +186,7 @@ async def test_reload_ends_the_old_connections_of_auth_query(auth_server: AuthSe
         server_tls_mode="disable",
         auth_query="SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1",
     )
-    made = Authenticator(settings, lambda: None, RecordedLog(), upstream_tls=lambda: False, environment={})
+    made = Authenticator(settings, lambda: None, RecordedLog(), upstream_tls=lambda: {"ssl": False}, environment={})
     await made.start()
     try:
         for _ in range(2):

@@ -29,6 +29,10 @@ class Clock:
         return self.time
 
 
+def no_tls() -> dict[str, Any]:
+    return {"ssl": False}
+
+
 @asynccontextmanager
 async def asking(
     port: int,
@@ -39,7 +43,12 @@ async def asking(
 ) -> AsyncIterator[tuple[AuthQuery, RecordedLog]]:
     log = RecordedLog()
     settings = QuerySettings(
-        parse_dsn(f"postgresql://asker@127.0.0.1:{port}/postgres"), sql, "asker", password, timeout, lambda: False
+        parse_dsn(f"postgresql://asker@127.0.0.1:{port}/postgres"),
+        sql,
+        "asker",
+        password,
+        timeout,
+        no_tls,
     )
     query = AuthQuery(settings, log, now)
     try:
