@@ -29,6 +29,19 @@ release=${2:-$(date -u +%Y%m%d%H%M%S)}
 folder=$ROOT/$release
 [ ! -e "$folder" ] || fail "$folder is there already: give another name"
 
+# What runs here before the service does has to know what the unit tells the service.
+passfile=$(dirname "$CONFIG")/upstream.pgpass
+export PILOTWIRE_STATE_DIR=/var/lib/pilotwire PILOTWIRE_CONTROL_SOCKET=/run/pilotwire/control.sock
+[ ! -e "$passfile" ] || export PILOTWIRE_UPSTREAM_PASSFILE=$passfile
+if [ -r "$(dirname "$CONFIG")/environment" ]; then
+    # Not sourced: as systemd reads it, a value may hold what a shell would act upon.
+    while IFS='=' read -r name value || [ -n "$name" ]; do
+        [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || continue
+        [[ $value =~ ^\"(.*)\"$ || $value =~ ^\'(.*)\'$ ]] && value=${BASH_REMATCH[1]}
+        export "$name=$value"
+    done <"$(dirname "$CONFIG")/environment"
+fi
+
 running=$(systemctl list-units --plain --no-legend --state=active 'pilotwire@*.service' | awk '{printf "%s%s", sep, $1; sep = " "}')
 
 undo() {

@@ -238,7 +238,7 @@ class AdminView:
     async def busy(self, database: str) -> int:
         workers = self._instance.workers.values()
         answers = await gather_quietly([worker.ask("busy", ASK_SECONDS, database=database) for worker in workers])
-        return sum(int(found["busy"]) for found in answers)
+        return sum(int(found.get("busy", 0)) for found in answers)
 
     async def stats(self) -> Sequence[DatabaseStats]:
         await self.fresh_status()
@@ -263,6 +263,8 @@ class AdminView:
             refused = await self._instance.change(name, value)
         except ValidationError as error:
             raise RefusedError(f"{name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        except ValueError as error:
+            raise RefusedError(str(error)) from None
         if refused:
             raise RefusedError(refused)
 

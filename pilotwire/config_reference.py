@@ -26,7 +26,10 @@ What a DSN's options say (`sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `target
 `passfile`) counts as if the setting had been given in the same place as the DSN.
 
 On SIGHUP pilotwire reads the file, the passfile, the users file and certificates again, applies what it can while
-running, and says which changes need a restart. `pilotwire serve --takeover` restarts without refusing a connection.
+running, and says which changes need a restart. Settings that are wrong, and a users file that is, are refused and
+change nothing; a certificate that is broken leaves the old one in force. Mend such a file soon: while it is broken a
+worker process that died cannot be started again, which is tried every few seconds (`worker_not_started` in the log says
+why), and `/readyz` fails when none is left. `pilotwire serve --takeover` restarts without refusing a connection.
 """
 
 

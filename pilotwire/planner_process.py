@@ -87,13 +87,15 @@ class PlannerProcess:
 
     def apply(self, settings: ProxySettings) -> None:
         """Takes these settings, and starts or ends the process as their mode asks; returns at once. A process that
-        runs learns of them at the next `reload`."""
+        runs learns of them at the next `reload`; one that logged in otherwise, or elsewhere, is replaced."""
+        stale = upstream(settings) != upstream(self._settings)
         self._settings = settings
         wanted = settings.mode != "off"
-        if wanted and not self._wanted:
-            self._keeper = asyncio.create_task(self._keep(self._keeper))
-        elif self._wanted and not wanted and self._keeper is not None:
+        if self._wanted and (stale or not wanted) and self._keeper is not None:
             self._keeper.cancel()
+            self._ready = False
+        if wanted and (stale or not self._wanted):
+            self._keeper = asyncio.create_task(self._keep(self._keeper))
         self._wanted = wanted
 
     async def stop(self) -> None:

@@ -60,13 +60,20 @@ def _open_to(path: Path, bits: int) -> bool:
     return stat.S_ISREG(mode) and bool(mode & bits)
 
 
+def _is_credential(path: Path, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether systemd has put the file there for this service alone. In such a folder, which nobody else can enter,
+    the access list that lets the service read a file of root's shows as the group's."""
+    folder = environment.get("CREDENTIALS_DIRECTORY", "")
+    return bool(folder) and path.resolve().is_relative_to(Path(folder).resolve())
+
+
 def passfile_password(path: Path, upstream: str) -> str:
     """The password of the upstream's user in a ``.pgpass`` file, for the first of its hosts that has one.
 
     ValueError when the file cannot be read, others can read it (libpq refuses it then too), or no line fits.
     """
     try:
-        if _open_to(path, 0o077):
+        if _open_to(path, 0o037 if _is_credential(path) else 0o077):
             raise ValueError(f"upstream_passfile: other users can read {path}: chmod 0600 {path}")
         with path.open("rb") as file:
             text = file.read(_MAX_PASSFILE).decode()

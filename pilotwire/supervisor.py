@@ -30,14 +30,16 @@ from pilotwire.listening import Listening
 from pilotwire.mode_switch import ModeSwitch
 from pilotwire.pausing import PauseSwitch
 from pilotwire.planner_process import PlannerProcess
+from pilotwire.routing import ROUTE_SECONDS, Routing
 from pilotwire.systemd import keep_watchdog, notify_systemd
 from pilotwire.upstream_check import Reachability, check_upstream
 from pilotwire.workers import WorkerProcess, cancel_in_one, gather_quietly, how_ended, resident_bytes
 from proxy.admin.front import Front
 from proxy.admin.server import AdminServer
 from proxy.admin.source import ModelStatus, PlannerUnavailableError, Reloaded, Status
+from proxy.auth.authenticator import known_users
 from proxy.console_db.rights import say_who
-from proxy.control import ControlLostError, Message, worker_of_key
+from proxy.control import ControlLostError, Message
 from proxy.logs import Log
 from proxy.metrics import MergedCounters
 from proxy.places import SharedCounts
@@ -46,8 +48,6 @@ from proxy.settings import ProxySettings, apply_reload, changes_on_reload
 MAX_WORKER_ID: Final = 255
 SCRAPE_SECONDS: Final = 0.5
 """How long a scrape waits for the workers' fresh counters."""
-ROUTE_SECONDS: Final = 10.0
-"""How long a worker may take to act on a cancel, or to close its idle backends."""
 RELOAD_SECONDS: Final = 30.0
 EARLY_DEATH_SECONDS: Final = 5.0
 """A worker that dies sooner is started again only after a pause that doubles up to ``MAX_PAUSE_SECONDS``."""
@@ -57,6 +57,8 @@ KILL_SECONDS: Final = 1.0
 """After being told to end at once, how long a worker has before it is killed."""
 PUSH_SECONDS: Final = 1.0
 """How often a draining process sends its counters to its successor."""
+COUNTED_SECONDS: Final = 2.0
+"""How long its successor waits for the first of them before it answers scrapes."""
 
 
 def serve(settings: ProxySettings, reread: Callable[[], ProxySettings], takeover: bool) -> int:
@@ -84,6 +86,7 @@ class Supervisor:
         self._log = log
         self._merged = MergedCounters()
         self._workers: dict[int, WorkerProcess] = {}
+        self._routing = Routing(self._workers)
         self._places = SharedCounts()
         self._keepers: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -95,6 +98,7 @@ class Supervisor:
         self._explorer = ExplorerProcess(log)
         self._predecessor: Neighbour | None = None
         self._successor: Neighbour | None = None
+        self._counted = asyncio.Event()  # once the predecessor's counters are among ours
         self._reachable = Reachability()
         self._serving = False
         self._draining = asyncio.Event()
@@ -156,7 +160,6 @@ class Supervisor:
         self._workers.update({slot: self._new_worker(slot) for slot in slots})
         await self._start_first_workers()
         await self.pauses.tell()
-        await self._start_admin()
         if inherited is not None:
             await self._join(inherited)
         if settings.control_socket:
@@ -169,6 +172,7 @@ class Supervisor:
         self._borrowed = False
         if inherited is not None:
             await self._release_predecessor()
+        await self._start_admin()
         self._log.event(
             "serving",
             listen=",".join(entry.address for entry in self._listening),
@@ -241,8 +245,9 @@ class Supervisor:
         return WorkerProcess(slot, self._generation, self)
 
     async def _keep(self, worker: WorkerProcess) -> None:
-        """Watches over one place for a worker: starts another one, under the same id, when it died."""
-        pause = 0.0
+        """Watches over one place for a worker: starts another one, under the same id, when it died. What keeps it from
+        starting (a file that is broken by now) is logged once, and tried again until it is mended."""
+        pause, obstacle = 0.0, ""
         while True:
             status = await worker.wait() if worker.pid else 0
             self._merged.retire(worker.source)
@@ -251,9 +256,10 @@ class Supervisor:
                 return
             early = time.monotonic() - worker.started < EARLY_DEATH_SECONDS
             pause = min(max(pause * 2, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS) if early else 0.0
-            self._log.event(
-                "worker_died", level="error", worker=worker.slot, how=how_ended(status), restart_in_seconds=pause
-            )
+            if not obstacle:
+                self._log.event(
+                    "worker_died", level="error", worker=worker.slot, how=how_ended(status), restart_in_seconds=pause
+                )
             if pause:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._draining.wait(), pause)
@@ -264,9 +270,12 @@ class Supervisor:
             try:
                 await worker.start(self._for_workers(), self._listening, self._places.fd)
             except StartError as error:
-                self._log.event("worker_not_started", level="error", worker=worker.slot, detail=str(error))
+                if str(error) != obstacle:
+                    obstacle = str(error)
+                    self._log.event("worker_not_started", level="error", worker=worker.slot, detail=obstacle)
                 worker.kill()
                 continue
+            obstacle = ""
             self._log.event("worker_restarted", worker=worker.slot, pid=worker.pid)
             await self._modes.tell(self._settings)  # it may have been switched meanwhile
             await self.pauses.tell()
@@ -279,36 +288,17 @@ class Supervisor:
             case "counters":
                 self._merged.update(worker.source, message["counters"])
             case "cancel":
-                await self._route_cancel(
+                await self._routing.cancel(
                     int(message["pid"]), str(message["secret"]), (self._predecessor, self._successor)
                 )
             case "cancel_elsewhere":
                 others = [other for other in self._workers.values() if other is not worker]
                 return {"found": await cancel_in_one(others, int(message["pid"]), str(message["secret"]))}
             case "close_idle":
-                await self._close_idle(str(message["database"]), (self._predecessor, self._successor))
+                await self._routing.close_idle(str(message["database"]), (self._predecessor, self._successor))
             case "console":
                 return await self._view.console(message)
         return None
-
-    async def _route_cancel(self, pid: int, secret: str, onwards: Sequence[Neighbour | None]) -> None:
-        """Brings a cancel to the worker that its key names, here or in a neighbouring process."""
-        slot = worker_of_key(pid)
-        worker = self._workers.get(slot)
-        with contextlib.suppress(ControlLostError):
-            if worker is not None:
-                await worker.ask("cancel", ROUTE_SECONDS, pid=pid, secret=secret)
-                return
-            for neighbour in onwards:
-                if neighbour is not None and slot in neighbour.ids:
-                    await neighbour.ask("cancel", ROUTE_SECONDS, pid=pid, secret=secret)
-                    return
-
-    async def _close_idle(self, database: str, onwards: Sequence[Neighbour | None]) -> None:
-        """Has every worker, of neighbouring processes too, close its idle backends of a database."""
-        neighbours = [neighbour for neighbour in onwards if neighbour is not None]
-        targets: list[WorkerProcess | Neighbour] = [*self._workers.values(), *neighbours]
-        await gather_quietly([target.ask("close_idle", ROUTE_SECONDS, database=database) for target in targets])
 
     # --- signals -------------------------------------------------------------------------------------------------
 
@@ -344,13 +334,15 @@ class Supervisor:
                 wanted = self._reread()
                 applied, restart = changes_on_reload(self._settings, wanted)
                 settings = apply_reload(self._settings, wanted)
+                known_users(settings)  # refused before anything has changed
             except (ValueError, OSError) as error:
                 self._log.event("reload_failed", level="error", detail=f"{error}; the settings stay as they were")
                 notify_systemd("READY=1")
                 return Reloaded(refused=str(error))
             # Also when no setting differs: files named by them (certificates, users) may have changed.
             refused = await self._apply(settings)
-            self._log.event("reloaded", changed=",".join(applied) or "none", workers=len(self._workers))
+            if not refused:
+                self._log.event("reloaded", changed=",".join(applied) or "none", workers=len(self._workers))
             if restart:
                 self._log.event("reload_needs_restart", level="warning", settings=",".join(restart))
             notify_systemd("READY=1")
@@ -360,6 +352,7 @@ class Supervisor:
         """Changes one setting until the next reload; why a worker refused it, or "". Raises ValueError."""
         async with self._reloading:
             wanted = type(self._settings).model_validate({**json.loads(self._settings.to_wire()), name: value})
+            known_users(wanted)
             return await self._apply(wanted)
 
     async def _apply(self, settings: ProxySettings) -> str:
@@ -430,7 +423,7 @@ class Supervisor:
             # The successor reaches the process before us only through us.
             await self._predecessor.gone.wait()
         if self._successor is not None:
-            self._successor.send("totals", counters=self._merged.totals(), worker_ids=[])
+            self._successor.send("totals", counters=self.status().totals, worker_ids=[])
         self._ended.set()
 
     def _offer(self) -> tuple[Sequence[tuple[Role, Listening]], Sequence[int]]:
@@ -469,9 +462,9 @@ class Supervisor:
                     self._admin.retire()
                 return self._switched()
             case "cancel":
-                await self._route_cancel(int(message["pid"]), str(message["secret"]), (self._predecessor,))
+                await self._routing.cancel(int(message["pid"]), str(message["secret"]), (self._predecessor,))
             case "close_idle":
-                await self._close_idle(str(message["database"]), (self._predecessor,))
+                await self._routing.close_idle(str(message["database"]), (self._predecessor,))
             case "pause":
                 await self.pauses.take(message)
             case "mode":
@@ -485,7 +478,8 @@ class Supervisor:
 
     async def _push_totals(self, successor: Neighbour) -> None:
         while not successor.gone.is_set():
-            successor.send("totals", counters=self._merged.totals(), worker_ids=self._ids_in_use())
+            totals = (await self.fresh_status()).totals
+            successor.send("totals", counters=totals, worker_ids=self._ids_in_use())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(successor.gone.wait(), PUSH_SECONDS)
 
@@ -504,6 +498,9 @@ class Supervisor:
             self._log.event("takeover_incomplete", level="warning", pid=self._predecessor.pid, detail=str(error))
         else:
             self._log.event("took_over", from_pid=self._predecessor.pid)
+            # A scrape that came before its counters did would see them all fall.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._counted.wait(), COUNTED_SECONDS)
 
     async def _from_predecessor(self, kind: str, message: Message) -> Message | None:
         assert self._predecessor is not None
@@ -513,11 +510,12 @@ class Supervisor:
                 self._merged.update(self._predecessor.source, message["counters"])
                 if first:
                     self._view.rebase()
+                    self._counted.set()
                 self._predecessor.ids = set(message["worker_ids"])
             case "cancel":
-                await self._route_cancel(int(message["pid"]), str(message["secret"]), (self._successor,))
+                await self._routing.cancel(int(message["pid"]), str(message["secret"]), (self._successor,))
             case "close_idle":
-                await self._close_idle(str(message["database"]), (self._successor,))
+                await self._routing.close_idle(str(message["database"]), (self._successor,))
             case "pause":
                 await self.pauses.take(message)
             case "mode":
@@ -529,6 +527,7 @@ class Supervisor:
         self._merged.retire(self._predecessor.source)
         self._log.event("predecessor_ended", pid=self._predecessor.pid)
         self._predecessor = None
+        self._counted.set()
 
     # --- what the admin pages ask --------------------------------------------------------------------------------
 
@@ -550,17 +549,18 @@ class Supervisor:
         """See ``proxy.admin.source``."""
         workers = self._workers.values()
         alive = [worker for worker in workers if worker.state != "dead" and worker.pid]
-        self._merged.update("supervisor", {"log_lines_dropped": self._log.dropped})
+        self._merged.update("supervisor", {"log_lines_dropped": self._log.dropped, "worker_restarts": self._restarts})
+        totals = self._merged.totals()
         memory = {f"worker-{worker.slot}": resident_bytes(worker.pid) for worker in alive}
         return Status(
             workers_configured=self._settings.workers,
             workers_alive=len(alive),
             workers_ready=sum(worker.state == "ready" for worker in alive),
             workers_responding=sum(worker.responding for worker in alive),
-            worker_restarts=self._restarts,
+            worker_restarts=int(totals["worker_restarts"]),
             draining=self._draining.is_set(),
             start_time=self._start_time,
-            totals=self._merged.totals(),
+            totals=totals,
             memory={"supervisor": resident_bytes(os.getpid()), **memory},
             planner=self._planner.status() if self._planner is not None else None,
         )
@@ -576,8 +576,8 @@ class Supervisor:
     async def _refresh(self, worker: WorkerProcess) -> None:
         with contextlib.suppress(ControlLostError):
             answer = await worker.ask("counters", SCRAPE_SECONDS)
-            # It may have died while its answer was on the way, and then belongs to the base already.
-            if worker.state != "dead":
+            # It may have died meanwhile, and then belongs to the base already; one that starts has none to give.
+            if worker.state != "dead" and "counters" in answer:
                 self._merged.update(worker.source, answer["counters"])
 
     async def upstream_reachable(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -40,6 +39,7 @@ from proxy.tracing import Tracer, available
 from proxy.upstream import takeover
 from proxy.upstream.backend import Backend
 from proxy.upstream.cancel import Address, send_cancel
+from proxy.upstream.hosts import tls_options
 from proxy.upstream.opener import Opener
 from proxy.upstream.pool import BackendPool
 from proxy.wire.conversation import Conversation
@@ -48,7 +48,6 @@ from proxy.wire.messages import error_response, startup_message
 from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import StatementRegistry
 
-NO_REPLICATION: Final = error_response("25006", "replication connections are refused where read_only is on")
 NOT_ALLOWED: Final = error_response(
     "42501",
     "permission denied for the administration database",
@@ -150,10 +149,8 @@ class WorkerContext:
         literals, share = settings.log_literals, settings.otel_share
         return Tracer(settings.otel_endpoint, share, literals=literals, worker=self.worker_id, log=self.log)
 
-    def _upstream_tls(self) -> ssl.SSLContext | str | None:
-        """How asyncpg is to encrypt: our context where TLS is demanded, else the name of the mode."""
-        mode = self.tls.server_mode
-        return mode if mode in ("disable", "allow", "prefer") else self.tls.server_side
+    def _upstream_tls(self) -> dict[str, Any]:
+        return tls_options(self.tls, self.settings.dsn.hosts)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -178,9 +175,8 @@ class WorkerContext:
     def start_session(self, login: Login, transport: asyncio.Transport, pending: bytes) -> None:
         """Takes an authenticated client over; AuthenticationOk has been sent."""
         session: DedicatedSession | PooledSession  # a ReusingSession is a DedicatedSession
-        if self.draining or (login.read_only and login.replication is not None):
-            # A replication connection can run SQL that nobody looks at.
-            transport.write(SHUTDOWN if self.draining else NO_REPLICATION)
+        if self.draining:
+            transport.write(SHUTDOWN)
             transport.close()
             return
         if meant(self.settings, login.database, login.replication):
@@ -484,8 +480,18 @@ class WorkerContext:
             elsewhere = self.cancel_elsewhere if self.steerer is not None else None
             if elsewhere is not None and await elsewhere(pid, secret):
                 return
-            for host in self.settings.dsn.hosts:
-                await self._send_cancel(host.socket_path if host.is_unix else (host.host, host.port), pid, secret)
+            await self._cancel_at_every_host(pid, secret)
+
+    async def _cancel_at_every_host(self, pid: int, secret: bytes) -> None:
+        """All at once, so that one that is gone keeps none of the others waiting. OSError when none could be told."""
+        hosts = self.settings.dsn.hosts
+        addresses: list[Address] = [host.socket_path if host.is_unix else (host.host, host.port) for host in hosts]
+        sent = await asyncio.gather(
+            *(self._send_cancel(address, pid, secret) for address in addresses), return_exceptions=True
+        )
+        failures = [it for it in sent if isinstance(it, BaseException)]
+        if len(failures) == len(sent):
+            raise failures[0]
 
     async def _own_query_over(self, session: Session) -> None:
         """Waits while a query of the proxy's own runs in front of the client's, which is the one to be cancelled. (What
@@ -575,7 +581,9 @@ class WorkerContext:
             self.steerer.configure(self.settings)
 
     async def reload(self, settings: ProxySettings) -> None:
-        """Puts new settings in place; connections that exist keep what they were opened with."""
+        """Puts new settings in place; connections that exist keep what they were opened with. ValueError, before
+        anything has changed, for users that cannot be read."""
+        await self.authenticator.reload(settings)
         self.settings = settings
         self.slow_ms = _slow_limit(settings)
         if self.tracer is not None:
@@ -587,8 +595,6 @@ class WorkerContext:
             self.steerer.configure(settings)
         for complaint in self.tls.reload(settings):
             self.log.event("tls_kept", level="error", detail=complaint)
-        await self.authenticator.reload(settings)
         for pool in self._pools.values():
-            pool.settings = settings
-            pool.opener = pool.opener.renewed(settings)
+            pool.reload(settings)
         self._openers.clear()

@@ -13,7 +13,7 @@ import json
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import SecretStr, model_validator
 
 from proxy import settings_rules as rules
 from proxy.dsn import Dsn, ListenAddress, parse_dsn
@@ -334,8 +334,7 @@ class ProxySettings(
     def to_wire(self) -> bytes:
         """JSON with the secrets in clear, for a worker process over a private channel only."""
         values = self.model_dump(mode="json")
-        values["upstream_password"] = self.password
-        values["store_password"] = self.store_password.get_secret_value() if self.store_password is not None else None
+        values.update({name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)})
         return json.dumps(values).encode()
 
     @classmethod

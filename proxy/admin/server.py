@@ -79,9 +79,12 @@ class AdminServer:
         Not at once: a request may be on its way in them. Not never: a scraper keeps its connection, and would go on
         reading the numbers of a process that does nothing any more.
         """
+        loop = asyncio.get_running_loop()
         for server in self._server.servers:
-            server.close()
-        asyncio.get_running_loop().call_later(RETIRE_SECONDS, self._server.end)
+            for sock in server.sockets:
+                # Not closed yet: a server that is closed drops a connection that it has accepted in this very moment.
+                loop.remove_reader(sock.fileno())
+        loop.call_later(RETIRE_SECONDS, self._server.end)
 
     async def stop(self) -> None:
         """Stops accepting, lets running requests end shortly, and returns."""

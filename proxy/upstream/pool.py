@@ -7,6 +7,7 @@ back only to be checked. Everything waits in one queue, first come, first served
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -104,7 +105,9 @@ class BackendPool(Owner):
         """A ready backend, or None: then the session has been queued, and is granted one or refused later."""
         if self._ready:
             return self._ready.pop()
-        if len(self._waiting) >= self.settings.queue_limit and not self._paused:
+        # Who gets a backend as soon as it is open is not in the queue.
+        places = max(0, self.settings.pool_size + self.settings.pool_overflow - len(self._all))
+        if len(self._waiting) - places >= self.settings.queue_limit and not self._paused:
             self._counters.queue_rejected += 1
             session.refused(self._refusal(f"its queue is full ({self.settings.queue_limit} clients wait)"))
             return None
@@ -158,6 +161,17 @@ class BackendPool(Owner):
             hint="Raise pool_size or pool_overflow, or look for transactions that stay open.",
         )
 
+    def reload(self, settings: ProxySettings) -> None:
+        """Goes by these settings from now on, also with the backends that it has."""
+        self.settings = settings
+        self.opener = self.opener.renewed(settings)
+        for backend in self._all:
+            backend.expires = backend.born + self._lifetime
+
+    @property
+    def _lifetime(self) -> float:
+        return self.settings.server_lifetime or math.inf
+
     # ------------------------------------------------------------------ opening
 
     def _grow(self) -> None:
@@ -192,7 +206,7 @@ class BackendPool(Owner):
         self.greeting = backend.greeting
         self.reported = reported_settings(backend.greeting)
         backend.state = BackendState(self.reported, self.settings.max_prepared_bytes_backend, backend.pid)
-        backend.expires = backend.born + self.settings.server_lifetime
+        backend.expires = backend.born + self._lifetime
         backend.start(self._ended)
         backend.owner = self
         backend.replay_early()
@@ -242,13 +256,14 @@ class BackendPool(Owner):
             self._counters.pool_waiting -= 1
             self._counters.pool_wait_timeouts += 1
             session.refused(self._refusal(f"none came free in {now - since:.1f} s (queue_timeout)"))
+        idle_limit = self.settings.server_idle_timeout or math.inf
         for backend in [*self._ready]:
             # A check does not make it any less idle: both times are kept.
             idle = now - backend.idle_since
             if (
-                (idle > self.settings.server_idle_timeout and self.size > self.settings.pool_min)
+                (idle > idle_limit and self.size > self.settings.pool_min)
                 or (idle > _OVERFLOW_IDLE and self.size > self.settings.pool_size)
-                or now - backend.born > self.settings.server_lifetime
+                or now > backend.expires
             ):
                 self._ready.remove(backend)
                 self.retire(backend)

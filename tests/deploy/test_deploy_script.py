@@ -30,6 +30,7 @@ list-units)
         if alive "${file##*/}"; then echo "${file##*/} loaded"; fi
     done ;;
 start)
+    set -a; . "$(dirname "$PILOTWIRE_CONFIG")/environment"; set +a
     log=$UNITS/$release.log
     "$PILOTWIRE_ROOT/$release/bin/pilotwire" serve --takeover --config "$PILOTWIRE_CONFIG" >"$log" 2>&1 </dev/null &
     echo $! >"$UNITS/$unit"
@@ -75,10 +76,12 @@ class Machine:
             "UNITS": str(self.units),
             "PILOTWIRE_ROOT": str(self.root),
             "PILOTWIRE_CONFIG": str(self.config),
-            "PILOTWIRE_CONTROL_SOCKET": str(folder / "control"),
-            "PILOTWIRE_STATE_DIR": str(folder),
             "KEEP": "2",
         }
+        # The file that the unit names, for what is the machine's own.
+        (folder / "environment").write_text(
+            f'# Of this machine\nPILOTWIRE_CONTROL_SOCKET={folder}/control\nPILOTWIRE_STATE_DIR="{folder}"\n'
+        )
 
     def write(self, *lines: str) -> None:
         text = [

@@ -362,6 +362,19 @@ class TestPassfile:
         path = write(tmp_path / "pgpass", "*:*:*:*:geheim\n", 0o640)
         assert "chmod 0600" in refusal(None, upstream=UPSTREAM, upstream_passfile=str(path))
 
+    def test_one_of_systemds_credentials(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The access list that systemd gives it shows as the group's right to read."""
+        folder = tmp_path / "credentials"
+        folder.mkdir()
+        path = write(folder / "pgpass", "*:*:*:app:geheim\n", 0o440)
+        outside = write(tmp_path / "pgpass", "*:*:*:app:geheim\n", 0o440)
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+        assert load(None, {"upstream": UPSTREAM, "upstream_passfile": str(path)}).settings.password == "geheim"
+        for wrong in (outside, folder / ".." / "pgpass"):
+            assert "chmod 0600" in refusal(None, upstream=UPSTREAM, upstream_passfile=str(wrong))
+        path.chmod(0o444)
+        assert "chmod 0600" in refusal(None, upstream=UPSTREAM, upstream_passfile=str(path))
+
     def test_cannot_be_read(self, tmp_path: Path) -> None:
         assert "cannot read" in refusal(None, upstream=UPSTREAM, upstream_passfile=str(tmp_path / "none"))
         path = write(tmp_path / "pgpass", "")

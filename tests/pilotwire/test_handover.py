@@ -23,7 +23,7 @@ from pilotwire.listening import Listening, bind
 from proxy.control import encode
 from proxy.dsn import parse_listen
 from proxy.wire.messages import ready_for_query, startup_message
-from tests.pilotwire.test_supervisor import assert_none_fell, counters
+from tests.pilotwire.test_supervisor import assert_none_fell, counters, restarted
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually, wait_until
 
@@ -69,6 +69,34 @@ async def test_clients_stay_and_new_ones_are_served_by_the_new_process(proxy: St
     assert_none_fell(before, await asyncio.to_thread(counters, target))
     assert await fresh.fetchval("select 2") == 2
     await fresh.close()
+
+
+async def test_no_counter_falls_at_any_moment_of_a_hand_over(proxy: StartProxy, tmp_path: Path) -> None:
+    target = proxy(control_socket=str(tmp_path / "control"), workers=2, drain_timeout=110)
+    os.kill((await asyncio.to_thread(target.workers))[0], signal.SIGKILL)
+    await eventually(partial(restarted, target, 1))
+    await eventually(lambda: target.metrics()["pilotwire_workers_ready"] == 2)
+    staying = await asyncpg.connect(target.dsn())
+    for _ in range(20):
+        await staying.fetchval("select 1")
+    enough = asyncio.Event()
+
+    async def scrape() -> None:
+        before = await asyncio.to_thread(counters, target)
+        while not enough.is_set():
+            after = await asyncio.to_thread(counters, target)
+            assert_none_fell(before, after)
+            before = after
+        assert before["pilotwire_worker_restarts_total"] == 1
+
+    scraping = [asyncio.create_task(scrape()) for _ in range(4)]
+    drained = [await asyncio.to_thread(take_over, target) for _ in range(2)]
+    await asyncio.to_thread(target.wait_log, f"serving listen={target.host}:{target.port} admin")
+    await staying.close()
+    for old in drained:
+        assert await asyncio.to_thread(old.wait, 20) == 0
+    enough.set()
+    await asyncio.gather(*scraping)
 
 
 async def test_pgbench_and_a_long_connection_see_no_error(proxy: StartProxy, tmp_path: Path) -> None:

@@ -142,3 +142,21 @@ def test_without_a_folder_of_models_there_is_none(proxy: StartProxy) -> None:
 def test_a_missing_folder_is_one_line(postgres: Postgres, proxy: StartProxy, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="is not a folder: create it"):
         proxy(models=str(tmp_path / "nowhere"))
+
+
+def test_it_is_replaced_when_it_is_to_log_in_otherwise(proxy: StartProxy, postgres: Postgres, tmp_path: Path) -> None:
+    """Else a password that is rotated leaves it without a catalog, and a moved server with that of the old one."""
+    target = proxy(models=str(tmp_path), workers=1)
+    wait_until(lambda: ready(target), 20)
+    (first,) = planners(target)
+    target.write_config(pool_size=7)
+    target.signal(signal.SIGHUP)
+    target.wait_log("changed=pool_size")
+    assert planners(target) == [first]
+    target.write_config(upstream=postgres.dsn().replace("postgres@", "postgres:rotated@"))
+    target.signal(signal.SIGHUP)
+    target.wait_log("changed=upstream_password")
+    wait_until(lambda: planners(target) not in ([], [first]), 20)
+    wait_until(lambda: ready(target), 20)
+    assert target.metrics()["pilotwire_planner_restarts_total"] == 0
+    assert "planner_died" not in target.log_text()

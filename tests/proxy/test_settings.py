@@ -234,3 +234,12 @@ def test_reload_refuses_a_mix_that_cannot_work() -> None:
     reread = build(listen=["127.0.0.1:6432"], auth="trust")
     with pytest.raises(ValueError, match="loopback"):
         apply_reload(running, reread)
+
+
+def test_secrets_that_stay_are_no_change() -> None:
+    """What was put together for a reload, or by SET, is compared at the next one."""
+    old = build(admin_token="token", store="postgresql://s:geheim@db/store")
+    held = apply_reload(old, old.model_copy(update={"workers": old.workers + 1}))
+    assert changes_on_reload(held, old) == ([], [])
+    assert held.admin_token is not None
+    assert held.admin_token.get_secret_value() == "token"

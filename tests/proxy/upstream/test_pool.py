@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 
 import pytest
 
@@ -97,6 +98,16 @@ async def test_the_queue_has_a_limit(proxy: StartProxy, database: str) -> None:
     assert sample(started, "queue_rejected_total") == 1
 
 
+async def test_without_a_queue_the_pool_is_still_filled(proxy: StartProxy, database: str) -> None:
+    started = proxy(pool_mode="transaction", pool_size=1, pool_overflow=1, queue_limit=0, workers=1)
+    async with clients(started, database, 3) as (*served, refused):
+        await asyncio.gather(*(client.query("begin") for client in served))
+        with pytest.raises(ServerError, match="its queue is full"):
+            await refused.query("select 1")
+        for client in served:
+            await client.query("commit")
+
+
 async def test_the_queue_has_a_time_limit(proxy: StartProxy, database: str) -> None:
     started = proxy(pool_mode="transaction", pool_size=1, pool_overflow=0, queue_timeout=1)
     async with clients(started, database, 2) as (holder, waiter):
@@ -158,6 +169,38 @@ async def test_backends_have_a_lifetime(proxy: StartProxy, database: str, postgr
         second = await pid_of(idle)
         assert second != first
         await backend_gone(postgres, database, second)
+
+
+async def test_without_limits_backends_are_kept(proxy: StartProxy, database: str, postgres: Postgres) -> None:
+    """0 means never, not at once."""
+    started = proxy(pool_mode="transaction", pool_min=1, server_lifetime=0, server_idle_timeout=0, workers=1)
+    async with clients(started, database, 2) as opened:
+        for client in opened:
+            await client.query("begin")
+        for client in opened:
+            await client.query("commit")
+        held = backends(postgres, database)
+        assert len(held) == 2
+        await asyncio.sleep(2.5)  # it keeps house once a second
+        assert backends(postgres, database) == held
+        assert sample(started, "backends_opened_total", 'how="pool"') == 2
+
+
+@pytest.mark.parametrize(("before", "after", "kept"), [(3600, 1, False), (1, 0, True)])
+async def test_a_lifetime_that_changes_holds_for_backends_in_use(
+    proxy: StartProxy, database: str, before: int, after: int, kept: bool
+) -> None:
+    started = proxy(pool_mode="transaction", pool_size=1, pool_overflow=0, server_lifetime=before, workers=1)
+    async with clients(started, database, 1) as (client,):
+        first = await pid_of(client)
+        await client.query("begin")
+        started.write_config(server_lifetime=after)
+        started.signal(signal.SIGHUP)
+        started.wait_log("changed=server_lifetime")
+        await asyncio.sleep(1.2)
+        # Back and out again at once, so that the pool never finds it idle.
+        await client.query("commit")
+        assert (await pid_of(client) == first) is kept
 
 
 async def test_the_minimum_is_kept(proxy: StartProxy, database: str, postgres: Postgres) -> None:
