@@ -92,7 +92,8 @@ def test_a_dead_connection_is_noticed_by_pre_ping(target: Target, postgres: Post
     engine = make_engine(target, pool_pre_ping=True)
     with engine.connect() as connection:
         connection.execute(sa.text("select 1"))
-    postgres.sql(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{target.database}'")
+    # With a time limit the server waits until they are gone; without, one may still answer a ping.
+    postgres.sql(f"select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{target.database}'")
     with engine.connect() as connection:
         assert connection.execute(sa.text("select 'alive'")).scalar_one() == "alive"
     engine.dispose()

@@ -23,7 +23,6 @@ FEW = (
     "subselect",
 )
 """Regression tests that need no other than test_setup and use many kinds of messages."""
-FEW_SPECS = ("async-notify", "nowait", "skip-locked", "deadlock-simple")
 
 
 def _complaints(plan: Plan, complete: bool) -> str:
@@ -39,7 +38,7 @@ def _complaints(plan: Plan, complete: bool) -> str:
 
 @pytest.mark.timeout(300)
 def test_a_part_of_the_suites_cannot_tell_the_proxy_from_the_server() -> None:
-    plan = Plan(suites=("pgproto", "isolation", "regress"), tests=FEW, specs=FEW_SPECS, steerings=("on", "settings"))
+    plan = Plan(suites=("pgproto", "regress"), tests=FEW, steerings=("on", "settings"))
     assert _complaints(plan, complete=False) == ""
 
 

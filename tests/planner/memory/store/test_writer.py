@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -461,10 +462,18 @@ def test_kill_9(sqlite_url: str, seconds: float) -> None:
     assert promised <= set(arms)
     assert set(arms.values()) <= {State.APPROVED}
     assert lines == set(arms)
-    early = [number for number, at in put.items() if at < killed_at - 1.0]
+    early = [number for number, at in put.items() if at < killed_at - _slowed(list(put.values()))]
     assert {f"arm{number}" for number in early} <= set(arms)
     assert len(samples) >= len(early)
     assert seconds < 0.5 or early
+
+
+def _slowed(times: list[float]) -> float:
+    """What a second is worth to a process that does something at these times, every few milliseconds when it has a
+    processor for itself: the store promises its second to one that runs."""
+    gaps = sorted(later - sooner for sooner, later in pairwise(times))
+    usual = gaps[len(gaps) // 2] if gaps else 0.0
+    return max(1.0, usual / 0.004) + sum(gap for gap in gaps if gap > 0.05)
 
 
 def test_records_of_other_kinds_are_told_apart(sqlite_url: str) -> None:
