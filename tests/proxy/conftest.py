@@ -1,4 +1,4 @@
-"""Fixtures of all tests that log in: servers with users of every kind.
+"""Fixtures of all tests that log in: servers with users of every kind, and a database behind two backends.
 
 They are defined here and nowhere imported: a fixture that several modules import is set up once for each of them.
 """
@@ -12,7 +12,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from tests.conftest import StartProxy
 from tests.proxy.auth.servers import FEW_ROUNDS, ROLES, AuthServer, Certificates, TlsServer, system_postgres
+from tests.support.postgres import Postgres
+from tests.support.proxy import Proxy
 
 SERVERS = ("auth_server", "tls_server")
 
@@ -65,3 +68,15 @@ async def _make_roles(server: TlsServer) -> None:
         )
     finally:
         await connection.close()
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> str:
+    """A new database of the shared server."""
+    return postgres.create_database()
+
+
+@pytest.fixture(scope="module")
+def two(module_proxy: StartProxy) -> Proxy:
+    """A proxy with two backends for all clients of a database."""
+    return module_proxy(pool_mode="transaction", pool_size=2, pool_overflow=0)

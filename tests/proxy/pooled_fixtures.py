@@ -26,6 +26,12 @@ async def clients(proxy: Proxy, database: str, count: int, **options: str) -> As
             client.reset()
 
 
+async def kinds(client: WireClient, *messages: bytes) -> bytes:
+    """Sends these and gives the kinds of the answers up to ReadyForQuery."""
+    client.send(b"".join(messages))
+    return b"".join(kind for kind, _ in await client.until(b"Z"))
+
+
 def backends(postgres: Postgres, database: str) -> dict[int, str]:
     """The server processes that clients have in a database: pid -> state."""
     text = (

@@ -10,29 +10,13 @@ import pytest
 
 from proxy.wire.messages import query
 from tests.conftest import StartProxy
-from tests.proxy.pooled_fixtures import clients, sample
+from tests.proxy.pooled_fixtures import clients, kinds, sample
 from tests.proxy.wire.transcript import COPY_DONE, SYNC, bind, copy_data, execute, parse
-from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.wireclient import ServerError, WireClient
 
 CONFIGURE = "select set_config('app.tenant', 'first', false)"
-
-
-@pytest.fixture(scope="module")
-def two(module_proxy: StartProxy) -> Proxy:
-    return module_proxy(pool_mode="transaction", pool_size=2, pool_overflow=0)
-
-
-@pytest.fixture
-def database(postgres: Postgres) -> str:
-    return postgres.create_database()
-
-
-async def kinds(client: WireClient, *messages: bytes) -> bytes:
-    client.send(b"".join(messages))
-    return b"".join(kind for kind, _ in await client.until(b"Z"))
 
 
 async def answers(client: WireClient, count: int, data: bytes) -> None:

@@ -30,11 +30,6 @@ def session(module_proxy: StartProxy) -> Proxy:
     return module_proxy(pool_mode="session")
 
 
-@pytest.fixture
-def database(postgres: Postgres) -> str:
-    return postgres.create_database()
-
-
 async def test_a_backend_for_life(session: Proxy, database: str, postgres: Postgres) -> None:
     async with clients(session, database, 2) as (first, second):
         await first.query("create temp table x (a int); prepare p as select 1; set work_mem = '5MB'; listen c")

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.wire.messages import message, query, startup_message
 from tests.conftest import StartProxy
-from tests.proxy.pooled_fixtures import backend_gone, backends, clients, sample, waits
+from tests.proxy.pooled_fixtures import backend_gone, backends, clients, kinds, sample, waits
 from tests.proxy.wire.transcript import COPY_DONE, SYNC, bind, close, copy_data, describe, execute, parse
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
@@ -21,21 +21,6 @@ from tests.support.wireclient import ServerError, WireClient
 def one(module_proxy: StartProxy) -> Proxy:
     """A proxy with one backend for all clients of a database."""
     return module_proxy(pool_mode="transaction", pool_size=1, pool_overflow=0)
-
-
-@pytest.fixture(scope="module")
-def two(module_proxy: StartProxy) -> Proxy:
-    return module_proxy(pool_mode="transaction", pool_size=2, pool_overflow=0)
-
-
-@pytest.fixture
-def database(postgres: Postgres) -> str:
-    return postgres.create_database()
-
-
-async def kinds(client: WireClient, *messages: bytes) -> bytes:
-    client.send(b"".join(messages))
-    return b"".join(kind for kind, _ in await client.until(b"Z"))
 
 
 # ---------------------------------------------------------------------- prepared statements

@@ -34,11 +34,6 @@ def session(module_proxy: StartProxy) -> Proxy:
     return module_proxy(pool_mode="session")
 
 
-@pytest.fixture
-def database(postgres: Postgres) -> str:
-    return postgres.create_database()
-
-
 async def running(postgres: Postgres, database: str, text: str) -> None:
     look = (
         f"select count(*) from pg_stat_activity where datname = '{database}' and state = 'active'"

@@ -15,11 +15,6 @@ from tests.support.waiting import eventually
 from tests.support.wireclient import Lost, ServerError, WireClient
 
 
-@pytest.fixture
-def database(postgres: Postgres) -> str:
-    return postgres.create_database()
-
-
 async def pid_of(client: WireClient) -> int:
     return int(await client.value("select pg_backend_pid()") or 0)
 
