@@ -41,6 +41,7 @@ class TcpFault:
         self._loud.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -50,6 +51,12 @@ class TcpFault:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
+        self._closed = True
+        for sock in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+        # A server that is closed loses what it has accepted in this very moment: that comes to `_accept` first.
+        for _round in range(5):
+            await asyncio.sleep(0)
         self._server.close()
         self.cut()
         for task in self._tasks:
@@ -82,15 +89,20 @@ class TcpFault:
         self._writers.clear()
         return cut
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # No coroutine: one that is cancelled before its first step could not close what it was given.
+        if self._closed:
+            _reset(writer)
+            return
+        self.accepted += 1
+        self._writers.add(writer)
+        task = asyncio.ensure_future(self._join(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self.accepted += 1
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         passed: dict[Direction, int] = {"up": 0, "down": 0}
         self.passed = passed
-        self._writers.add(writer)
         try:
             far_reader, far_writer = await asyncio.open_connection(self.target.host, self.target.port, limit=CHUNK)
         except OSError:
