@@ -199,3 +199,4 @@ async def test_a_client_that_is_gone_before_its_last_answer(proxy: StartProxy, d
         client.writer.write_eof()
         client.writer.close()
         await eventually(lambda: sample(started, "clients_current") == 0)
+        client.reset()

@@ -207,6 +207,9 @@ async def test_a_server_that_does_not_read(proxy: StartProxy, database: str, pos
         for _ in range(20):
             client.send(chunk)
             await client.writer.drain()
+        # Stopped amid its work it may hold a lock that the whole server waits for.
+        waiting = f"select wait_event from pg_stat_activity where pid = {pid}"
+        await eventually(lambda: postgres.sql(waiting) == "ClientRead")
         before = resident(started)
         sent = 20
 
