@@ -233,13 +233,13 @@ class PooledSession(Session):
 
     def start(self) -> None:
         self.transport.set_protocol(cast("asyncio.Protocol", self))
-        if self._pool.greeting and self._pool.size:
+        if self._pool.connected:
             self._greet()
             pending, self._pending = self._pending, b""
             if pending:
                 self.data_received(pending)
         else:
-            # The server's settings are not known yet, nor whether it would have this client at all.
+            # The server's settings are not known yet, or not whether it is still there and would have this client.
             self._borrow()
 
     def _greet(self) -> None:

@@ -76,6 +76,11 @@ class BackendPool(Owner):
         return len(self._all) + self._opening
 
     @property
+    def connected(self) -> bool:
+        """Whether the server has let one in: then a client may be greeted without a backend of its own."""
+        return bool(self._all)
+
+    @property
     def waiting(self) -> int:
         return len(self._waiting)
 

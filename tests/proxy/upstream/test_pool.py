@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import StartPostgres, StartProxy
 from tests.proxy.pooled_fixtures import backend_gone, backends, clients, sample, waits
 from tests.support.postgres import Postgres
+from tests.support.proxy import Proxy
+from tests.support.tcpfault import TcpFault
 from tests.support.waiting import eventually
 from tests.support.wireclient import Lost, ServerError, WireClient
 
@@ -305,3 +307,28 @@ async def test_a_server_that_is_down(proxy: StartProxy, start_postgres: StartPos
 
         assert await eventually(works) == [("2",)]
         assert await second.query("select 3") == [("3",)]
+
+
+async def test_nobody_is_greeted_for_a_backend_that_is_being_opened(proxy: StartProxy, postgres: Postgres) -> None:
+    """What the server's settings were is known from before; whether it is there is not, until a backend is."""
+    async with TcpFault(postgres) as fault:
+        dsn = f"postgresql://postgres@{fault.host}:{fault.port}/postgres"
+        # Its start needs this thread's loop, which the fault runs in.
+        started: Proxy = await asyncio.to_thread(
+            proxy, upstream=dsn, server_tls_mode="disable", pool_mode="transaction", workers=1
+        )
+        async with clients(started, "postgres", 1) as (before,):
+            await before.query("select 1")
+        fault.silent = True
+        fault.cut()
+        await eventually(lambda: sample(started, "pool_servers", 'pool="postgres@postgres"') == 0)
+        opened = fault.accepted
+        first = asyncio.create_task(WireClient.connect(started))
+        await eventually(lambda: fault.accepted > opened)
+        second = asyncio.create_task(WireClient.connect(started))
+        greeted, _ = await asyncio.wait({first, second}, timeout=1)
+        assert not greeted
+        fault.heal()
+        for client in await asyncio.gather(first, second):
+            assert await client.value("select 2") == "2"
+            await client.close()
