@@ -7,6 +7,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -202,3 +203,6 @@ async def test_our_certificate_is_shown_in_every_mode(
     await connect(settings_of(upstream, server_tls_cert=str(certificate), server_tls_key=str(key), **bare))
     with pytest.raises((UpstreamError, StartError)):
         await connect(settings_of(upstream, **bare))
+    # Over TLS a connection that was refused is closed when the server's own end of it has come.
+    selector = cast("Any", asyncio.get_running_loop())._selector
+    await eventually(lambda: len(selector.get_map()) == 1, what="nothing is open but the loop itself")
