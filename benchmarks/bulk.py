@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.client import Client, message
-from benchmarks.process_costs import PeakMemory, cpu_between, cpu_seconds, settled_pss
+from benchmarks.process_costs import PeakMemory, cpu_between, cpu_seconds, settled_resident
 from benchmarks.processes import BenchmarkError
 from benchmarks.ratios import Verdict
 from benchmarks.targets import Bench, Target, Variant
@@ -122,7 +122,7 @@ def _unread_result(_: Bench, target: Target, client: Client) -> int:
     with PeakMemory(workers) as memory:
         client.send(message(b"Q", rows_sql(STALL_BYTES, WIDE).encode() + b"\0"))
         time.sleep(STALL_QUIET)
-        settled_pss(workers)
+        settled_resident(workers)
     if not client.answered():
         raise BenchmarkError(f"{target.name} sent nothing of a large result.")
     return memory.growth

@@ -1,4 +1,4 @@
-"""Worker memory per idle client: proportional set size with the clients there, less that of the idle worker.
+"""Worker memory per idle client: resident set size with the clients there, less that of the idle worker.
 
 Each client runs one query first, because a client that never did is not what production has. Two baselines: the worker
 as it was started, against which the limits are judged, and the worker after its first client left, which has loaded
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.client import Client
-from benchmarks.process_costs import settled_pss
+from benchmarks.process_costs import settled_resident
 from benchmarks.processes import BenchmarkError
 from benchmarks.ratios import Verdict
 from benchmarks.targets import Bench, Target, Variant
@@ -73,15 +73,15 @@ def measure(bench: Bench, load: Load, progress: Callable[[str], None]) -> IdleMe
     """Start the variant, open its clients, read its memory, stop it."""
     with bench.start(load.variant) as target, contextlib.ExitStack() as stack:
         workers = target.workers()
-        started = settled_pss(workers)
+        started = settled_resident(workers)
         _open(bench, target).close()
-        warm = settled_pss(workers)
+        warm = settled_resident(workers)
         clients = []
         for number in range(load.clients):
             clients.append(stack.enter_context(contextlib.closing(_open(bench, target))))
             if number % 100 == 0:
                 progress(f"idle clients of {target.name}: {number}/{load.clients}")
-        loaded = settled_pss(workers)
+        loaded = settled_resident(workers)
         for client in clients:  # a figure counts only if all of them were there all the time
             client.query("SELECT 1")
         if target.workers() != workers:

@@ -1,4 +1,4 @@
-"""What a group of processes costs: CPU time and proportional memory, read from /proc.
+"""What a group of processes costs: CPU time and resident memory, read from /proc.
 
 A proxy is its root process and all descendants, so that one that does its work in children is not let off. Only
 processes alive at both readings count: a benchmark run in which one dies is not worth reading anyway.
@@ -28,12 +28,12 @@ def cpu_seconds_of_stat(line: str, ticks: int = TICKS) -> float:
     return (int(fields[11]) + int(fields[12])) / ticks
 
 
-def pss_bytes_of_rollup(text: str) -> int:
-    """The proportional set size in bytes from the text of /proc/PID/smaps_rollup."""
+def resident_of_rollup(text: str) -> int:
+    """The resident set size in bytes from the text of /proc/PID/smaps_rollup."""
     for line in text.splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith("Rss:"):
             return int(line.split()[1]) * 1024
-    raise ValueError("smaps_rollup has no Pss line")
+    raise ValueError("smaps_rollup has no Rss line")
 
 
 def family(root: int) -> list[int]:
@@ -67,19 +67,22 @@ def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:
     return sum(used - before.get(pid, 0.0) for pid, used in after.items())
 
 
-def pss_bytes(pids: Iterable[int]) -> int:
-    """Proportional memory of `pids` together: pages shared by several processes are divided among them."""
-    return sum(pss_bytes_of_rollup((PROC / str(pid) / "smaps_rollup").read_text()) for pid in pids)
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Resident memory of `pids`. Pages shared by several count for each of them: then one that becomes a process's own,
+    since that writes to it, is no growth."""
+    return sum(resident_of_rollup((PROC / str(pid) / "smaps_rollup").read_text()) for pid in pids)
 
 
-def settled_pss(pids: Iterable[int], *, step: float = 0.25, tolerance: int = 32 * 1024, patience: float = 15.0) -> int:
-    """Proportional memory once three readings in a row lie within `tolerance` bytes, or after `patience` seconds."""
+def settled_resident(
+    pids: Iterable[int], *, step: float = 0.25, tolerance: int = 32 * 1024, patience: float = 15.0
+) -> int:
+    """Resident memory once three readings in a row lie within `tolerance` bytes, or after `patience` seconds."""
     chosen = list(pids)
-    readings = [pss_bytes(chosen)]
+    readings = [resident_bytes(chosen)]
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         time.sleep(step)
-        readings.append(pss_bytes(chosen))
+        readings.append(resident_bytes(chosen))
         if len(readings) >= 3 and max(readings[-3:]) - min(readings[-3:]) <= tolerance:
             break
     return readings[-1]
@@ -88,7 +91,9 @@ def settled_pss(pids: Iterable[int], *, step: float = 0.25, tolerance: int = 32 
 class PeakMemory:
     """Samples the memory of `pids` from a thread while the block runs; ``growth`` is the peak above the start."""
 
-    def __init__(self, pids: Iterable[int], interval: float = 0.05, measure: Callable[[list[int]], int] = pss_bytes):
+    def __init__(
+        self, pids: Iterable[int], interval: float = 0.05, measure: Callable[[list[int]], int] = resident_bytes
+    ):
         self._pids = list(pids)
         self._interval = interval
         self._measure = measure

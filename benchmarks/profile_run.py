@@ -24,10 +24,12 @@ SECONDS: Final = 2.0
 POOL_MODES: Final[tuple[PoolMode, ...]] = ("transaction", "session")
 SCRIPTS: Final[tuple[Script, ...]] = ("select-only", "tpcb-like")
 
-# Counts are written when a process ends in order, which workers do not: they leave by os._exit.
+# Counts are written when a process ends in order, which workers do not: they leave by os._exit. Without pidfds there is
+# no nursery, and each worker starts by itself.
 _ORDERLY: Final = """import os
 import sys
 
+del os.pidfd_open
 if "proxy.worker" in sys.orig_argv:
     os._exit = sys.exit
 """

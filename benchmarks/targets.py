@@ -88,7 +88,7 @@ class Target:
             return self.pids()
         # The port is open a moment before the first worker is there.
         deadline = time.monotonic() + WORKER_SECONDS
-        while not (workers := [pid for pid in self.pids() if "proxy.worker" in _command_line(pid)]):
+        while not (workers := [pid for pid in self.pids() if "pilotwire: worker" in _command_line(pid)]):
             if time.monotonic() > deadline:
                 raise BenchmarkError(f"{self.name} has no worker process.")
             time.sleep(0.05)

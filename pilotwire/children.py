@@ -20,6 +20,12 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _SECRET}
 
 
+def without_secrets() -> None:
+    """The same for this very process, a copy of one that has them."""
+    for name in _SECRET & os.environ.keys():
+        del os.environ[name]
+
+
 async def end_process(process: asyncio.subprocess.Process) -> None:
     """Asks the process to end, also one that is stopped, and makes it end."""
     with contextlib.suppress(ProcessLookupError):

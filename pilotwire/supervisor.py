@@ -23,17 +23,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from pilotwire.admin_view import AdminView
+from pilotwire.crew import Crew
 from pilotwire.errors import StartError
 from pilotwire.explorer_process import ExplorerProcess
 from pilotwire.handover import ControlSocket, Inherited, Neighbour, Role, admin_token, ask_for_sockets, open_sockets
 from pilotwire.listening import Listening
 from pilotwire.mode_switch import ModeSwitch
+from pilotwire.nursery import Nursery
 from pilotwire.pausing import PauseSwitch
 from pilotwire.planner_process import PlannerProcess
 from pilotwire.routing import ROUTE_SECONDS, Routing
 from pilotwire.systemd import keep_watchdog, notify_systemd
 from pilotwire.upstream_check import Reachability, check_upstream
-from pilotwire.workers import WorkerProcess, cancel_in_one, gather_quietly, how_ended, resident_bytes
+from pilotwire.workers import WorkerProcess, cancel_in_one, resident_bytes
 from proxy.admin.front import Front
 from proxy.admin.server import AdminServer
 from proxy.admin.source import ModelStatus, PlannerUnavailableError, Reloaded, Status
@@ -42,19 +44,11 @@ from proxy.console_db.rights import say_who
 from proxy.control import ControlLostError, Message
 from proxy.logs import Log
 from proxy.metrics import MergedCounters
-from proxy.places import SharedCounts
 from proxy.settings import ProxySettings, apply_reload, changes_on_reload
 
 MAX_WORKER_ID: Final = 255
 SCRAPE_SECONDS: Final = 0.5
 """How long a scrape waits for the workers' fresh counters."""
-RELOAD_SECONDS: Final = 30.0
-EARLY_DEATH_SECONDS: Final = 5.0
-"""A worker that dies sooner is started again only after a pause that doubles up to ``MAX_PAUSE_SECONDS``."""
-MIN_PAUSE_SECONDS: Final = 0.1
-MAX_PAUSE_SECONDS: Final = 5.0
-KILL_SECONDS: Final = 1.0
-"""After being told to end at once, how long a worker has before it is killed."""
 PUSH_SECONDS: Final = 1.0
 """How often a draining process sends its counters to its successor."""
 COUNTED_SECONDS: Final = 2.0
@@ -68,27 +62,36 @@ def serve(settings: ProxySettings, reread: Callable[[], ProxySettings], takeover
     ``takeover`` the sockets come from the instance that listens on ``control_socket``, if there is one. Raises
     StartError when it cannot start.
     """
+    nursery = Nursery.open()  # before there is a thread or a loop
     log = Log("supervisor", settings.log_format, settings.log_level)
     say_who(settings, log)
     try:
-        return asyncio.run(Supervisor(settings, reread, takeover, log).run())
+        return asyncio.run(Supervisor(settings, reread, takeover, log, nursery).run())
     finally:
         log.close()
+        if nursery is not None:
+            nursery.close()
 
 
 class Supervisor:
     """One instance, from its start to its end. Made and run inside ``serve``."""
 
-    def __init__(self, settings: ProxySettings, reread: Callable[[], ProxySettings], takeover: bool, log: Log) -> None:
+    def __init__(
+        self,
+        settings: ProxySettings,
+        reread: Callable[[], ProxySettings],
+        takeover: bool,
+        log: Log,
+        nursery: Nursery | None,
+    ) -> None:
         self._settings = settings
         self._reread = reread
         self._takeover = takeover
         self._log = log
         self._merged = MergedCounters()
-        self._workers: dict[int, WorkerProcess] = {}
+        self._crew = Crew(self, nursery, self._merged, log, self._for_workers, self._on_restarted)
+        self._workers = self._crew.workers
         self._routing = Routing(self._workers)
-        self._places = SharedCounts()
-        self._keepers: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._listening: list[Listening] = []
         self._admin_listening: Listening | None = None
@@ -107,8 +110,6 @@ class Supervisor:
         self._released = False
         self._stop_signals = 0
         self._reloading = asyncio.Lock()
-        self._generation = 0
-        self._restarts = 0
         self._start_time = time.time()
         self._modes = ModeSwitch(self._workers.values, log, lambda: (self._predecessor, self._successor))
         self.pauses = PauseSwitch(self._workers.values, lambda: (self._predecessor, self._successor), log)
@@ -157,8 +158,7 @@ class Supervisor:
             self._planner = PlannerProcess(settings, self._log, self._merged)
             self._planner.apply(settings)
         self._explorer.apply(settings)
-        self._workers.update({slot: self._new_worker(slot) for slot in slots})
-        await self._start_first_workers()
+        await self._crew.start(slots, self._listening)
         await self.pauses.tell()
         if inherited is not None:
             await self._join(inherited)
@@ -167,7 +167,7 @@ class Supervisor:
                 settings.control_socket, self._offer, self._on_successor, self._on_refused, self._switched
             )
             self._control.open(replace=inherited is not None)
-        self._keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers.values()]
+        self._crew.keep()
         self._serving = True
         self._borrowed = False
         if inherited is not None:
@@ -194,14 +194,6 @@ class Supervisor:
             self._log.event("takeover_nobody", detail="no instance is running: starting afresh")
         return inherited
 
-    async def _start_first_workers(self) -> None:
-        starts = [
-            worker.start(self._for_workers(), self._listening, self._places.fd) for worker in self._workers.values()
-        ]
-        for outcome in await asyncio.gather(*starts, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
-
     def _for_workers(self) -> ProxySettings:
         """The settings as workers get them: they are told where our planner process listens."""
         if self._planner is None:
@@ -217,10 +209,9 @@ class Supervisor:
 
     async def _close(self) -> None:
         """Releases everything; after a drain in order most of it is gone already."""
-        for task in (*self._keepers, *self._background):
+        for task in self._background:
             task.cancel()
-        for worker in self._workers.values():
-            worker.kill()
+        self._crew.close()
         if self._planner is not None:
             await self._planner.stop()
         await self._explorer.stop()
@@ -234,53 +225,15 @@ class Supervisor:
         for neighbour in (self._predecessor, self._successor):
             if neighbour is not None:
                 neighbour.close()
-        self._places.close()
         if self._serving:
             self._log.event("ended")
 
     # --- workers -------------------------------------------------------------------------------------------------
 
-    def _new_worker(self, slot: int) -> WorkerProcess:
-        self._generation += 1
-        return WorkerProcess(slot, self._generation, self)
-
-    async def _keep(self, worker: WorkerProcess) -> None:
-        """Watches over one place for a worker: starts another one, under the same id, when it died. What keeps it from
-        starting (a file that is broken by now) is logged once, and tried again until it is mended."""
-        pause, obstacle = 0.0, ""
-        while True:
-            status = await worker.wait() if worker.pid else 0
-            self._merged.retire(worker.source)
-            self._places.clear(worker.slot)
-            if self._draining.is_set():
-                return
-            early = time.monotonic() - worker.started < EARLY_DEATH_SECONDS
-            pause = min(max(pause * 2, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS) if early else 0.0
-            if not obstacle:
-                self._log.event(
-                    "worker_died", level="error", worker=worker.slot, how=how_ended(status), restart_in_seconds=pause
-                )
-            if pause:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._draining.wait(), pause)
-            if self._draining.is_set():
-                return
-            worker = self._workers[worker.slot] = self._new_worker(worker.slot)
-            self._restarts += 1
-            try:
-                await worker.start(self._for_workers(), self._listening, self._places.fd)
-            except StartError as error:
-                if str(error) != obstacle:
-                    obstacle = str(error)
-                    self._log.event("worker_not_started", level="error", worker=worker.slot, detail=obstacle)
-                worker.kill()
-                continue
-            obstacle = ""
-            self._log.event("worker_restarted", worker=worker.slot, pid=worker.pid)
-            await self._modes.tell(self._settings)  # it may have been switched meanwhile
-            await self.pauses.tell()
-            if self._draining.is_set():
-                worker.drain()
+    async def _on_restarted(self) -> None:
+        """A worker came in place of one that died: what was switched meanwhile holds for it too."""
+        await self._modes.tell(self._settings)
+        await self.pauses.tell()
 
     async def on_worker_message(self, worker: WorkerProcess, kind: str, message: Message) -> Message | None:
         """What a worker says; see proxy/worker.py for the kinds."""
@@ -315,12 +268,7 @@ class Supervisor:
             self._spawn(self._end_at_once())
 
     async def _end_at_once(self) -> None:
-        for worker in self._workers.values():
-            worker.abort()
-        await asyncio.wait(self._keepers, timeout=KILL_SECONDS)
-        for worker in self._workers.values():
-            worker.kill()
-        await asyncio.wait(self._keepers, timeout=KILL_SECONDS)
+        await self._crew.end_at_once()
         self._ended.set()
 
     def _on_hangup(self) -> None:
@@ -360,11 +308,7 @@ class Supervisor:
         self._settings = settings
         self._modes.reread(settings)
         self._log.configure(settings.log_format, settings.log_level)
-        payload = self._for_workers().to_wire().decode()
-        answers = await gather_quietly(
-            [worker.ask("reload", RELOAD_SECONDS, settings=payload) for worker in self._workers.values()]
-        )
-        refusals = {str(answer["refused"]) for answer in answers if "refused" in answer}
+        refusals = await self._crew.reload(self._for_workers())
         for refused in refusals:
             self._log.event("reload_refused", level="error", detail=refused)
         self._explorer.apply(settings)
@@ -407,8 +351,7 @@ class Supervisor:
         if self._draining.is_set():
             return
         self._draining.set()
-        for worker in self._workers.values():
-            worker.drain()
+        self._crew.drain()
         self._spawn(self._explorer.stop())
         for entry in self._listening:
             entry.close(keep_file=self._handed_over)
@@ -418,7 +361,7 @@ class Supervisor:
         self._spawn(self._finish())
 
     async def _finish(self) -> None:
-        await asyncio.wait(self._keepers)
+        await self._crew.ended()
         if self._successor is not None and self._predecessor is not None:
             # The successor reaches the process before us only through us.
             await self._predecessor.gone.wait()
@@ -549,7 +492,9 @@ class Supervisor:
         """See ``proxy.admin.source``."""
         workers = self._workers.values()
         alive = [worker for worker in workers if worker.state != "dead" and worker.pid]
-        self._merged.update("supervisor", {"log_lines_dropped": self._log.dropped, "worker_restarts": self._restarts})
+        self._merged.update(
+            "supervisor", {"log_lines_dropped": self._log.dropped, "worker_restarts": self._crew.restarts}
+        )
         totals = self._merged.totals()
         memory = {f"worker-{worker.slot}": resident_bytes(worker.pid) for worker in alive}
         return Status(

@@ -15,6 +15,7 @@ from typing import Final, Literal, Protocol
 from pilotwire.children import environment
 from pilotwire.errors import StartError
 from pilotwire.listening import Listening
+from pilotwire.nursery import Nursery, NurseryLostError
 from proxy.control import ControlChannel, ControlLostError, Message
 from proxy.settings import ProxySettings
 
@@ -37,23 +38,35 @@ class Owner(Protocol):
     async def on_worker_message(self, worker: WorkerProcess, kind: str, message: Message) -> Message | None: ...
 
 
+class Child(Protocol):
+    """A process that was started. ``wait`` is called once and gives its exit status, None when nobody saw it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def wait(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+
 class WorkerProcess:
-    """A child running ``proxy.worker``.
+    """A process running ``proxy.worker``, forked by ``nursery`` or, without one, started by itself.
 
     ``slot`` is the worker id, unique among this process and those it took over from; ``source`` names this very
     incarnation in the merged counters.
     """
 
-    __slots__ = ("_channel", "_lost", "_owner", "_process", "heard", "slot", "source", "started", "state")
+    __slots__ = ("_channel", "_lost", "_nursery", "_owner", "_process", "heard", "slot", "source", "started", "state")
 
-    def __init__(self, slot: int, generation: int, owner: Owner) -> None:
+    def __init__(self, slot: int, generation: int, owner: Owner, nursery: Nursery | None) -> None:
         self.slot = slot
         self.source = f"worker-{slot}#{generation}"
         self.state: State = "starting"
         self.started = time.monotonic()
         self.heard = self.started
         self._owner = owner
-        self._process: asyncio.subprocess.Process | None = None
+        self._nursery = nursery
+        self._process: Child | None = None
         self._channel: ControlChannel | None = None
         self._lost = asyncio.Event()
 
@@ -74,20 +87,8 @@ class WorkerProcess:
         """Starts the process and waits until it accepts clients; ``places`` is the descriptor of the memory in which
         the workers count them together. StartError says why it does not."""
         ours, theirs = socket.socketpair()
-        fds = [entry.sock.fileno() for entry in listening]
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "proxy.worker",
-                "--control",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                env=environment(),
-                pass_fds=[theirs.fileno(), places, *fds],
-                # A group of its own: Ctrl-C in the terminal reaches the supervisor alone, even while a worker starts.
-                process_group=0,
-            )
+            self._process = await self._begin(theirs.fileno(), [places, *(entry.sock.fileno() for entry in listening)])
         except OSError as error:
             ours.close()
             raise StartError(f"cannot start a worker process: {error.strerror}") from None
@@ -113,8 +114,21 @@ class WorkerProcess:
         if self.state == "starting":
             self.state = "ready"
 
-    async def wait(self) -> int:
-        """The exit status once the process has ended; negative for a signal."""
+    async def _begin(self, control: int, others: list[int]) -> Child:
+        if self._nursery is not None:
+            with contextlib.suppress(NurseryLostError):
+                return await self._nursery.fork(self.slot, control, others)
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "proxy.worker", "--control", str(control), "--id", str(self.slot),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=environment(),
+            pass_fds=[control, *others],
+            # A group of its own: Ctrl-C in the terminal reaches the supervisor alone, even while a worker starts.
+            process_group=0,
+        )  # fmt: skip
+
+    async def wait(self) -> int | None:
+        """The exit status once the process has ended; negative for a signal, None when nobody saw it."""
         assert self._process is not None
         status = await self._process.wait()
         self.state = "dead"
@@ -145,7 +159,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Ends the process without asking it."""
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
@@ -188,8 +202,10 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
-def how_ended(status: int) -> str:
+def how_ended(status: int | None) -> str:
     """An exit status in words."""
+    if status is None:
+        return "nobody saw how"
     if status >= 0:
         return f"exit status {status}"
     try:

@@ -1,8 +1,8 @@
 """One wire worker: a process with an event loop that serves client connections until its supervisor says otherwise.
 
-Started as ``python -m proxy.worker --control FD`` with the listening sockets and one end of the control channel
-inherited. The settings, secrets included, come over that channel and never stand on a command line or in the
-environment.
+Forked by the nursery, or started as ``python -m proxy.worker --control FD --id N``, with the listening sockets and one
+end of the control channel inherited. The settings, secrets included, come over that channel and never stand on a
+command line or in the environment.
 
 From the supervisor: ``start``, ``counters``, ``reload``, ``drain``, ``abort``, ``cancel``, ``cancel_here``, ``mode``,
 ``close_idle``, ``pause``, and for people ``clients``, ``pools``, ``servers``, ``busy`` and ``kill``. To the supervisor:
@@ -25,6 +25,7 @@ import sys
 from typing import Any, Final
 
 import uvloop
+from setproctitle import setproctitle
 
 from proxy.clients import kill
 from proxy.context import WorkerContext
@@ -267,7 +268,10 @@ def main(arguments: list[str]) -> int:
     """The process's entry; ``arguments`` as on its command line."""
     parser = argparse.ArgumentParser(prog="proxy.worker", description=__doc__)
     parser.add_argument("--control", type=int, required=True, help="descriptor of the control channel")
-    control = socket.socket(fileno=parser.parse_args(arguments).control)
+    parser.add_argument("--id", type=int, required=True, help="the worker id, for the process's title")
+    chosen = parser.parse_args(arguments)
+    setproctitle(f"pilotwire: worker {chosen.id}")
+    control = socket.socket(fileno=chosen.control)
     # Ctrl-C and systemd signal the whole group; the supervisor alone decides what that means for its workers.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

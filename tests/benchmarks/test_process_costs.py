@@ -16,8 +16,8 @@ from benchmarks.process_costs import (
     cpu_seconds,
     cpu_seconds_of_stat,
     family,
-    pss_bytes,
-    pss_bytes_of_rollup,
+    resident_bytes,
+    resident_of_rollup,
     stolen_share,
 )
 
@@ -38,9 +38,9 @@ def test_what_other_guests_took_is_a_share_of_all_time() -> None:
 
 def test_rollup() -> None:
     text = "00400000-7fff ---p 00000000 00:00 0    [rollup]\nRss:   9000 kB\nPss:   1234 kB\nPss_Dirty: 1 kB\n"
-    assert pss_bytes_of_rollup(text) == 1234 * 1024
-    with pytest.raises(ValueError, match="no Pss line"):
-        pss_bytes_of_rollup("Rss: 1 kB\n")
+    assert resident_of_rollup(text) == 9000 * 1024
+    with pytest.raises(ValueError, match="no Rss line"):
+        resident_of_rollup("Pss: 1 kB\n")
 
 
 def test_a_process_that_started_in_between_counts_from_its_start() -> None:
@@ -95,12 +95,12 @@ def test_peak_memory_remembers_what_has_gone_again() -> None:
         with PeakMemory([process.pid], interval=0.01) as memory:
             go_on()
             process.stdout.readline()
-            taken = pss_bytes([process.pid])
+            taken = resident_bytes([process.pid])
             while memory.peak < taken - 8 * 1024 * 1024:
                 time.sleep(0.01)
             go_on()
             process.stdout.readline()
-            left = pss_bytes([process.pid])
+            left = resident_bytes([process.pid])
         go_on()
     assert memory.growth >= 20 * 1024 * 1024
     assert left - memory.start <= 12 * 1024 * 1024

@@ -17,7 +17,7 @@ from tests.faults.state import becomes, nothing_left, watch
 from tests.pilotwire.test_handover import take_over
 from tests.pilotwire.test_supervisor import assert_none_fell, counters
 from tests.support.postgres import Postgres
-from tests.support.proxy import Proxy
+from tests.support.proxy import AnyProcess, Proxy
 from tests.support.shop import PAUSE, SCHEMA, constant_model
 from tests.support.wireclient import ServerError, WireClient
 
@@ -66,7 +66,7 @@ async def test_no_client_sees_a_hand_over(
     )
     watcher = await watch(postgres)
     report = Report(f"hand-over, {mode} mode", least=4)
-    old: list[subprocess.Popen[bytes]] = []
+    old: list[AnyProcess] = []
     output = tmp_path / "pgbench.log"
     bench = await asyncio.to_thread(pgbench, target, database, tmp_path / "script.sql", output)
     try:
@@ -165,7 +165,7 @@ async def test_rolling_restarts_while_statements_are_steered(
     )
     watcher = await watch(hinted_postgres)
     report = Report(f"rolling restart with steering on, {mode} mode", least=2)
-    old: list[subprocess.Popen[bytes]] = []
+    old: list[AnyProcess] = []
     # Each process that drains keeps a planner process of its own: the clients leave them some time.
     always: dict[str, Any] = {"transactions": True, "reconnect": False, "pause": 0.1, "patience": 60.0}
     steered = Load(target, database, clients=6, statement=STEERED, **always)

@@ -24,7 +24,7 @@ from proxy.control import encode
 from proxy.dsn import parse_listen
 from proxy.wire.messages import ready_for_query, startup_message
 from tests.pilotwire.test_supervisor import assert_none_fell, counters, restarted
-from tests.support.proxy import Proxy
+from tests.support.proxy import AnyProcess, Proxy
 from tests.support.waiting import eventually, wait_until
 
 StartProxy = Callable[..., Proxy]
@@ -32,7 +32,7 @@ HAND_OVERS = 4
 OPENED = 'pilotwire_backends_opened_total{how="pool"}'
 
 
-def take_over(target: Proxy) -> subprocess.Popen[bytes]:
+def take_over(target: Proxy) -> AnyProcess:
     """Starts a successor, waits until it has taken over, and returns the old process, which drains."""
     old = target.process
     new = target.start("--takeover")
@@ -116,7 +116,7 @@ async def test_pgbench_and_a_long_connection_see_no_error(proxy: StartProxy, tmp
         text=True,
     )
     served = 0.0
-    drained: list[subprocess.Popen[bytes]] = []
+    drained: list[AnyProcess] = []
     try:
         for _ in range(HAND_OVERS):
             old = await asyncio.to_thread(take_over, target)

@@ -101,9 +101,14 @@ def administer(target: Proxy) -> str:
 
 
 def test_nothing_planted_comes_out(
-    proxy: StartProxy, postgres: Postgres, spans: tuple[str, list[bytes]], tmp_path: Path
+    proxy: StartProxy,
+    postgres: Postgres,
+    spans: tuple[str, list[bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     endpoint, sent = spans
+    monkeypatch.delenv("SPT_NOENV")  # by which processes of a test run can be found when all else is gone
     users = tmp_path / "users.txt"
     users.touch(mode=0o600)
     users.write_text(f'"somebody" "{CLIENT}"\n')
@@ -114,7 +119,7 @@ def test_nothing_planted_comes_out(
     target = proxy(
         auth="scram-sha-256", users_file=str(users), evidence="measured", store=str(store), models=str(models),
         otel_endpoint=endpoint, log_slow_ms=0, log_format="json", workers=2, pool_mode="transaction",
-        env={"PILOTWIRE_UPSTREAM_PASSWORD": SERVER, "PILOTWIRE_ADMIN_TOKEN": TOKEN},
+        env={"PILOTWIRE_UPSTREAM_PASSWORD": SERVER, "PILOTWIRE_ADMIN_TOKEN": TOKEN}, executed=True,
     )  # fmt: skip
     wait_until(lambda: "planner_ready" in target.log_text(), 30, "the planner process is there")
     out = asyncio.run(use(target)) + administer(target)

@@ -114,13 +114,16 @@ class StartingWorker:
     async def ask(self, kind: str, limit: float, **fields: object) -> Message:
         return {"kind": "reply", "id": 1}
 
+    def kill(self) -> None:
+        """There is no process."""
+
 
 async def test_a_scrape_passes_by_a_worker_that_only_starts() -> None:
     settings = ProxySettings.model_validate({"upstream": "postgresql://postgres@127.0.0.1/postgres"})
     log = Log("supervisor", "human", "error")
-    supervisor = Supervisor(settings, lambda: settings, False, log)
+    supervisor = Supervisor(settings, lambda: settings, False, log, None)
     supervisor._workers[0] = cast(WorkerProcess, StartingWorker())
     status = await supervisor.fresh_status()
     assert (status.workers_ready, status.workers_alive) == (0, 0)
-    supervisor._places.close()
+    supervisor._crew.close()
     log.close()

@@ -16,11 +16,13 @@ from urllib.parse import quote
 
 import psutil
 
+from tests.support import warm
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.reaper import MARK
 from tests.support.waiting import wait_until
 
+AnyProcess = warm.WarmProcess | subprocess.Popen[bytes]
 START_TIMEOUT = 30
 STOP_TIMEOUT = 15
 DEFAULTS: dict[str, Any] = {"auth": "trust", "drain_timeout": 5, "evidence": "none", "store": "none"}
@@ -32,7 +34,8 @@ class Proxy:
 
     ``settings`` go into a TOML file (``None`` leaves a default of ours out), ``env`` into the process's environment.
     Config and log lie in ``folder``, or in the run's. ``upstream`` overrides the DSN of ``postgres``. With
-    ``wait=False`` the constructor returns at once.
+    ``wait=False`` the constructor returns at once. ``executed`` makes it a process of its own from the first, where
+    else it is a copy of a warm one.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Proxy:
         env: dict[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         wait: bool = True,
+        executed: bool = False,
         **settings: Any,
     ) -> None:
         self.postgres = postgres
@@ -57,6 +61,7 @@ class Proxy:
         self.tracebacks_allowed = False
         self._arguments = arguments
         self._env = env or {}
+        self._executed = executed
         self.settings = {
             "upstream": postgres.dsn(),
             "listen": [f"{self.host}:{self.port}"],
@@ -88,17 +93,20 @@ class Proxy:
         self.config_file.touch(mode=0o600)
         self.config_file.write_text("".join(lines))
 
-    def start(self, *more: str) -> subprocess.Popen[bytes]:
+    def start(self, *more: str) -> AnyProcess:
         """Start one more process with the same settings (for a take-over pass its option); the log is shared."""
-        command = [sys.executable, "-m", "pilotwire", "serve", "--config", str(self.config_file)]
+        arguments = ["serve", "--config", str(self.config_file), *self._arguments, *more]
+        # Without a folder of its own a proxy would keep its state in the machine's.
+        environment = {**os.environ, "PILOTWIRE_STATE_DIR": str(self.folder), **self._env}
         with self.log_file.open("ab") as log:
+            if not self._executed:
+                return warm.start(arguments, environment, log)
             return subprocess.Popen(
-                [*command, *self._arguments, *more],
+                [sys.executable, "-m", "pilotwire", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Without a folder of its own a proxy would keep its state in the machine's.
-                env={**os.environ, "PILOTWIRE_STATE_DIR": str(self.folder), **self._env},
+                env=environment,
             )
 
     def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
@@ -155,7 +163,7 @@ class Proxy:
         found = []
         for pid in self.pids()[1:]:
             try:
-                if "proxy.worker" in psutil.Process(pid).cmdline():
+                if "pilotwire: worker" in " ".join(psutil.Process(pid).cmdline()):
                     found.append(pid)
             except psutil.NoSuchProcess:
                 continue

@@ -31,6 +31,7 @@ class Run:
         (self.folder / reaper.LOCK).touch()
         self._lock = self._hold()
         os.environ[reaper.MARK] = str(self.folder)
+        os.environ["SPT_NOENV"] = "1"  # titles of processes leave the mark alone
         # A session of its own: Ctrl-C in the terminal must not reach the one that cleans up after it.
         self._reaper = subprocess.Popen(
             [sys.executable, reaper.__file__, str(self.folder)],
