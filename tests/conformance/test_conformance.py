@@ -12,15 +12,11 @@ pytestmark = pytest.mark.xdist_group("conformance")
 
 FEW = (
     "test_setup",
-    "boolean",
-    "strings",
     "errors",
     "prepare",
     "portals",
-    "plancache",
     "psql_pipeline",
     "async",
-    "subselect",
 )
 """Regression tests that need no other than test_setup and use many kinds of messages."""
 

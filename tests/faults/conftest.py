@@ -38,14 +38,6 @@ def mode(request: pytest.FixtureRequest) -> str:
     return value
 
 
-def scale(modest: int, full: int) -> list[object]:
-    """Parameters of a test: the modest number for every run and the full one under the marker ``long``."""
-    return [
-        pytest.param(modest, id=f"{modest}"),
-        pytest.param(full, id=f"{full}", marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
-    ]
-
-
 def alive(pid: int) -> bool:
     """Whether a process of this id is running (a zombie is not)."""
     try:

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from proxy.wire.messages import query
-from tests.faults.conftest import StartProxy, scale
+from tests.faults.conftest import StartProxy
 from tests.faults.load import Load, Report
 from tests.faults.state import becomes, nothing_left, watch
 from tests.pilotwire.test_handover import take_over
 from tests.pilotwire.test_supervisor import assert_none_fell, counters
 from tests.support.postgres import Postgres
 from tests.support.proxy import AnyProcess, Proxy
+from tests.support.scale import scale
 from tests.support.shop import PAUSE, SCHEMA, constant_model
 from tests.support.wireclient import ServerError, WireClient
 

@@ -12,11 +12,12 @@ import time
 import pytest
 
 from proxy.wire.messages import TERMINATE, message, query, startup_message
-from tests.faults.conftest import StartProxy, scale
+from tests.faults.conftest import StartProxy
 from tests.faults.neighbour import Neighbours
 from tests.faults.state import becomes, metric, settled, watch
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
+from tests.support.scale import scale
 from tests.support.tls import TlsFiles
 from tests.support.wireclient import ANSWER_SECONDS, ServerError, WireClient
 

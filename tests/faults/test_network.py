@@ -8,11 +8,12 @@ import time
 import pytest
 
 from proxy.wire.messages import message, query
-from tests.faults.conftest import StartProxy, scale
+from tests.faults.conftest import StartProxy
 from tests.faults.load import Load, Report
 from tests.faults.state import resident, settled, watch
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
+from tests.support.scale import scale
 from tests.support.tcpfault import Direction, TcpFault
 from tests.support.wireclient import ServerError, WireClient
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from planner.features import flat
-from tests.faults.conftest import StartProxy, scale
+from tests.faults.conftest import StartProxy
 from tests.faults.load import Load, Report
 from tests.faults.state import becomes, watch
 from tests.pilotwire.test_supervisor import assert_none_fell, counters
@@ -20,6 +20,7 @@ from tests.pilotwire.test_supervisor_planner import planners, ready
 from tests.support.models import saboteur_model
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
+from tests.support.scale import scale
 from tests.support.shop import PAUSE, SCHEMA, constant_model
 from tests.support.waiting import eventually, wait_until
 from tests.support.wireclient import ServerError, WireClient

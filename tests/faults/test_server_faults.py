@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import StartPostgres, StartProxy, scale
+from tests.faults.conftest import StartPostgres, StartProxy
 from tests.faults.load import Load, Report
 from tests.faults.state import becomes, settled, watch
 from tests.support.postgres import Postgres
+from tests.support.scale import scale
 from tests.support.waiting import eventually, wait_until
 from tests.support.wireclient import ServerError, WireClient
 

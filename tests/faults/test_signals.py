@@ -8,10 +8,11 @@ import time
 
 import pytest
 
-from tests.faults.conftest import StartProxy, alive, scale
+from tests.faults.conftest import StartProxy, alive
 from tests.faults.load import Load, Report
 from tests.faults.state import backends, becomes, nothing_left, watch
 from tests.support.postgres import Postgres
+from tests.support.scale import scale
 from tests.support.waiting import eventually
 from tests.support.wireclient import ServerError, WireClient
 

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from proxy.wire.messages import message, query, startup_message
-from tests.faults.conftest import StartProxy, scale
+from tests.faults.conftest import StartProxy
 from tests.faults.state import becomes, metric, settled, watch
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
+from tests.support.scale import scale
 from tests.support.wireclient import WireClient
 
 SYNC = message(b"S", b"")

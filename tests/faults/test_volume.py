@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from proxy.wire.messages import message, query
-from tests.faults.conftest import StartProxy, scale
+from tests.faults.conftest import StartProxy
 from tests.faults.neighbour import Neighbours
 from tests.support.proxy import Proxy
+from tests.support.scale import scale
 from tests.support.wireclient import WireClient
 
 MEGABYTE = 1 << 20

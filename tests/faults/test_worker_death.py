@@ -10,12 +10,13 @@ from functools import partial
 
 import pytest
 
-from tests.faults.conftest import StartProxy, alive, scale
+from tests.faults.conftest import StartProxy, alive
 from tests.faults.load import Load, LoadClient, Report
 from tests.faults.state import nothing_left, settled, watch
 from tests.pilotwire.test_supervisor import assert_none_fell, counters
 from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
+from tests.support.scale import scale
 from tests.support.waiting import eventually
 
 STOPPED_SECONDS = 1.0

@@ -1,4 +1,4 @@
-"""A thousand swaps while predictions go on: none fails, none is mixed up, and memory stays."""
+"""Swaps while predictions go on: none fails, none is mixed up, and memory stays."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import pytest
 from model_runtime.limits import MIB
 from model_runtime.store import ModelStore
 from tests.support.models import cardinality_model
+from tests.support.scale import scale
 
-SWAPS, VERSIONS, WARM = 1000, 50, 200
+VERSIONS, WARM = 50, 100
 
 
 class Load(threading.Thread):
@@ -58,7 +59,8 @@ def memory_folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_thousand_swaps_under_load(tmp_path: Path, memory_folder: Path) -> None:
+@pytest.mark.parametrize("swaps", scale(300, 1000))
+def test_swaps_under_load(tmp_path: Path, memory_folder: Path, swaps: int) -> None:
     source, folder = tmp_path, memory_folder
     for number in range(VERSIONS):
         cardinality_model(source / str(number), version=f"1.{number}.0", log_ratio=number / 10)
@@ -71,7 +73,7 @@ def test_a_thousand_swaps_under_load(tmp_path: Path, memory_folder: Path) -> Non
     try:
         for thread in threads:
             thread.start()
-        for number in range(1, SWAPS + 1):
+        for number in range(1, swaps + 1):
             shutil.copy(source / str(number % VERSIONS), folder / ".next")
             os.replace(folder / ".next", folder / "m.onnx")
             assert [outcome.accepted for outcome in store.reload()] == [True]
@@ -88,8 +90,8 @@ def test_a_thousand_swaps_under_load(tmp_path: Path, memory_folder: Path) -> Non
             thread.join()
         store.close()
     assert [thread.wrong for thread in threads] == [[], []]
-    assert store.generation == SWAPS + 1
-    assert min(thread.predictions for thread in threads) > SWAPS / 2
+    assert store.generation == swaps + 1
+    assert min(thread.predictions for thread in threads) > swaps / 2
     assert all(len(thread.versions) == VERSIONS for thread in threads)
-    # One leaked session of this model is about 40 kB: all of them would be 32 MB.
-    assert grown < 8 * MIB
+    # One leaked session of this model is about 40 kB: all of them would be 8 or 32 MB.
+    assert grown < swaps / 125 * MIB

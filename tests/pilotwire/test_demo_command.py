@@ -35,7 +35,7 @@ def directory(run_folder: Path) -> Iterator[Path]:
 
 
 def test_from_nothing_to_a_table_and_again(directory: Path) -> None:
-    first = demo(directory, "--rounds", "1", "--queries", "50")
+    first = demo(directory, "--rounds", "1", "--queries", "20")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "rows of a shop loaded" in first.stdout
     assert "trained on" in first.stdout
