@@ -86,14 +86,8 @@ class WorkerProcess:
     async def start(self, settings: ProxySettings, listening: Sequence[Listening], places: int) -> None:
         """Starts the process and waits until it accepts clients; ``places`` is the descriptor of the memory in which
         the workers count them together. StartError says why it does not."""
-        ours, theirs = socket.socketpair()
-        try:
-            self._process = await self._begin(theirs.fileno(), [places, *(entry.sock.fileno() for entry in listening)])
-        except OSError as error:
-            ours.close()
-            raise StartError(f"cannot start a worker process: {error.strerror}") from None
-        finally:
-            theirs.close()
+        others = [places, *(entry.sock.fileno() for entry in listening)]
+        ours = await self._forked(others) or await self._executed(others)
         self._channel = await ControlChannel.over(ours, self._on_message, self._lost.set)
         listeners = [{"fd": entry.sock.fileno(), "read_only": entry.read_only} for entry in listening]
         try:
@@ -114,18 +108,36 @@ class WorkerProcess:
         if self.state == "starting":
             self.state = "ready"
 
-    async def _begin(self, control: int, others: list[int]) -> Child:
-        if self._nursery is not None:
-            with contextlib.suppress(NurseryLostError):
-                return await self._nursery.fork(self.slot, control, others)
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "proxy.worker", "--control", str(control), "--id", str(self.slot),
-            stdin=asyncio.subprocess.DEVNULL,
-            env=environment(),
-            pass_fds=[control, *others],
-            # A group of its own: Ctrl-C in the terminal reaches the supervisor alone, even while a worker starts.
-            process_group=0,
-        )  # fmt: skip
+    async def _forked(self, others: list[int]) -> socket.socket | None:
+        """Our end of its control channel; None when there is no nursery to fork it."""
+        if self._nursery is None:
+            return None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = await self._nursery.fork(self.slot, theirs.fileno(), others)
+            except NurseryLostError:
+                ours.close()  # should it come all the same, it finds nobody there
+                return None
+        return ours
+
+    async def _executed(self, others: list[int]) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        control = theirs.fileno()
+        with theirs:
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "proxy.worker", "--control", str(control), "--id", str(self.slot),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    env=environment(),
+                    pass_fds=[control, *others],
+                    # A group of its own: Ctrl-C in the terminal reaches the supervisor alone, even while it starts.
+                    process_group=0,
+                )  # fmt: skip
+            except OSError as error:
+                ours.close()
+                raise StartError(f"cannot start a worker process: {error.strerror}") from None
+        return ours
 
     async def wait(self) -> int | None:
         """The exit status once the process has ended; negative for a signal, None when nobody saw it."""
