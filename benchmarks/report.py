@@ -157,7 +157,7 @@ def _show_times(title: str, found: Sequence[latency.Times], console: Console) ->
 def _show_memory(found: Sequence[idle_memory.IdleMemory], console: Console) -> None:
     if not found:
         return
-    table = Table(title="Worker memory per idle client (kB of PSS)", title_justify="left")
+    table = Table(title="Worker memory per idle client (kB, resident)", title_justify="left")
     for name in ("target", "clients", "per client", "after a first client", "idle worker (MB)"):
         table.add_column(name, justify="left" if name == "target" else "right")
     for one in found:
