@@ -20,10 +20,9 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _SECRET}
 
 
-def without_secrets() -> None:
-    """The same for this very process, a copy of one that has them."""
-    for name in _SECRET & os.environ.keys():
-        del os.environ[name]
+def without_secrets() -> list[str]:
+    """The same for this very process, a copy of one that has them; returns what they were."""
+    return [os.environ.pop(name) for name in _SECRET & os.environ.keys()]
 
 
 async def end_process(process: asyncio.subprocess.Process) -> None:

@@ -151,6 +151,19 @@ def run_program(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def open_standard_files() -> None:
+    """Opens what was closed for us of input, output and errors (``>&-``) on nothing: a connection that got one of these
+    numbers would get our log lines."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 (for the whole run)
+
+
 def main() -> None:
     """Entry point of the ``pilotwire`` script."""
+    open_standard_files()
     sys.exit(run_program(sys.argv[1:]))

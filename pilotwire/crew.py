@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 from pilotwire.errors import StartError
 from pilotwire.listening import Listening
 from pilotwire.nursery import Nursery
 from pilotwire.workers import Owner, WorkerProcess, gather_quietly, how_ended
-from proxy.control import ControlLostError
 from proxy.logs import Log
 from proxy.metrics import MergedCounters
 from proxy.places import SharedCounts
@@ -28,7 +27,8 @@ KILL_SECONDS: Final = 1.0
 
 
 class Crew:
-    """``settings`` gives those for a worker that starts now, ``started`` is told of each one that came back.
+    """``settings`` gives those for a worker that starts now, ``started`` is told when the first have, and each one that
+    came in place of another.
 
     ``workers`` are the present ones by their id; whoever holds the mapping sees it change. ``restarts`` counts those
     that came in place of others.
@@ -47,6 +47,8 @@ class Crew:
         self.restarts = 0
         self._owner = owner
         self._nursery = nursery
+        if nursery is not None:
+            nursery.on_lost = self._on_nursery_lost
         self._merged = merged
         self._log = log
         self._settings = settings
@@ -63,22 +65,28 @@ class Crew:
         self._listening = listening
         self.workers.update({slot: self._new(slot) for slot in slots})
         starts = [worker.start(self._settings(), self._listening, self._places.fd) for worker in self.workers.values()]
+        reloads = self._reloads
         for outcome in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+        if reloads != self._reloads:  # what they were started with is out of date
+            await self.reload(self._settings())
+        await self._started()
 
     def keep(self) -> None:
         """From now on every place is filled again."""
         self._keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers.values()]
 
     async def reload(self, settings: ProxySettings) -> set[str]:
-        """Has every worker go by these settings; why some refuse them."""
+        """Has every worker go by these settings; why some refuse them, which is logged."""
         self._reloads += 1
         payload = settings.to_wire().decode()
         answers = await gather_quietly(
             [worker.ask("reload", RELOAD_SECONDS, settings=payload) for worker in self.workers.values()]
         )
-        return {str(answer["refused"]) for answer in answers if "refused" in answer}
+        refusals = {str(answer["refused"]) for answer in answers if "refused" in answer}
+        self._log_refused(refusals)
+        return refusals
 
     def drain(self) -> None:
         """Every worker lets its clients finish and ends, and nobody comes in its place."""
@@ -98,13 +106,22 @@ class Crew:
             worker.kill()
         await asyncio.wait(self._keepers, timeout=KILL_SECONDS)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Releases everything; after a drain in order most of it is gone already."""
         for task in self._keepers:
             task.cancel()
         for worker in self.workers.values():
             worker.kill()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
         self._places.close()
+
+    def _on_nursery_lost(self, why: str) -> None:
+        detail = f"{why}; until the next start workers are started by themselves, which takes half a second each"
+        self._log.event("nursery_lost", level="warning", detail=detail)
+
+    def _log_refused(self, refusals: Iterable[str]) -> None:
+        for refused in refusals:
+            self._log.event("reload_refused", level="error", detail=refused)
 
     def _new(self, slot: int) -> WorkerProcess:
         self._generation += 1
@@ -145,8 +162,9 @@ class Crew:
             obstacle = ""
             self._log.event("worker_restarted", worker=worker.slot, pid=worker.pid)
             if reloads != self._reloads:  # what it was started with is out of date
-                with contextlib.suppress(ControlLostError):
-                    await worker.ask("reload", RELOAD_SECONDS, settings=self._settings().to_wire().decode())
+                payload = self._settings().to_wire().decode()
+                [answer] = await gather_quietly([worker.ask("reload", RELOAD_SECONDS, settings=payload)]) or [{}]
+                self._log_refused([str(answer["refused"])] if "refused" in answer else [])
             await self._started()
             if self._draining.is_set():
                 worker.drain()

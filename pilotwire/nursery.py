@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -51,12 +51,13 @@ class Forked:
     async def wait(self) -> int | None:
         """The exit status once it has ended, negative for a signal; None when nobody saw it. To be called once."""
         await _readable(self._pidfd)
-        pidfd, self._pidfd = self._pidfd, -1
-        os.close(pidfd)
         try:
             return await self._nursery.reap(self.pid)
         except NurseryLostError:
-            return None
+            return _adopted(self._pidfd)
+        finally:
+            pidfd, self._pidfd = self._pidfd, -1
+            os.close(pidfd)
 
     def kill(self) -> None:
         if self._pidfd >= 0:
@@ -68,8 +69,10 @@ class Nursery:
     """The supervisor's side of it."""
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
+        """``on_lost`` is told, once, why it is no more."""
         sock.setblocking(False)
         self.pid = pid
+        self.on_lost: Callable[[str], None] = _nobody
         self._sock: socket.socket | None = sock
         self._turn = asyncio.Lock()
 
@@ -82,8 +85,9 @@ class Nursery:
             return None
         if threading.active_count() > 1:
             return None
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid = os.fork()
@@ -92,21 +96,24 @@ class Nursery:
             theirs.close()
             return None
         if pid == 0:
+            ours.close()
             _be_a_nursery(theirs)
         theirs.close()
         return cls(ours, pid)
 
-    async def fork(self, worker_id: int, control: int, others: Sequence[int]) -> Forked:
-        """A worker that has these descriptors, under the same numbers. Raises NurseryLostError."""
-        fds = [control, *others]
-        answer, got = await self._ask({"fork": worker_id, "fds": fds}, fds)
-        if not got:
-            raise NurseryLostError(str(answer))
-        return Forked(self, int(answer["pid"]), got[0])
+    async def fork(self, worker_id: int, control: int, others: Callable[[], list[int]]) -> Forked:
+        """A worker that has these descriptors, under the same numbers; the others are read when its turn has come,
+        since sockets may be closed until then. Raises NurseryLostError."""
+        answer, got = await self._ask({"fork": worker_id}, lambda: [control, *others()])
+        if got:
+            return Forked(self, int(answer["pid"]), got[0])
+        if "pid" in answer:
+            self._lose("no descriptor is left for its answer")
+        raise NurseryLostError(str(answer))
 
     async def reap(self, pid: int) -> int | None:
         """The exit status of one that has ended. Raises NurseryLostError."""
-        answer, _ = await self._ask({"reap": pid}, [])
+        answer, _ = await self._ask({"reap": pid}, list)
         status: int | None = answer["status"]
         return status
 
@@ -119,22 +126,50 @@ class Nursery:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
 
-    async def _ask(self, request: dict[str, object], fds: list[int]) -> tuple[dict[str, int], list[int]]:
+    def _lose(self, why: str) -> None:
+        if self._sock is not None:
+            self.close()
+            self.on_lost(why)
+
+    async def _ask(
+        self, request: dict[str, object], read_fds: Callable[[], list[int]]
+    ) -> tuple[dict[str, int], list[int]]:
         async with self._turn:
             if self._sock is None:
                 raise NurseryLostError("it has ended")
+            fds = read_fds()
             try:
-                socket.send_fds(self._sock, [json.dumps(request).encode()], fds)
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await _readable(self._sock.fileno())
+                socket.send_fds(self._sock, [json.dumps({**request, "fds": fds}).encode()], fds)
+                # When this very loop stood still the answer is there, and the time is up all the same.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await _readable(self._sock.fileno())
                 answer, got, _, _ = socket.recv_fds(self._sock, 4096, 1)
                 return json.loads(answer), got
+            except BlockingIOError:
+                self._lose(f"it did not answer for {ANSWER_SECONDS:g} s")
+                raise NurseryLostError("no answer") from None
             except (OSError, ValueError) as error:
-                self.close()
-                raise NurseryLostError(str(error) or type(error).__name__) from None
+                self._lose(str(error) if isinstance(error, OSError) else "it has ended")
+                raise NurseryLostError(str(error)) from None
             except asyncio.CancelledError:
                 self.close()  # an answer that nobody reads would be taken for the next one
                 raise
+
+
+def _nobody(_: str) -> None:
+    """There is none to tell."""
+
+
+def _adopted(pidfd: int) -> int | None:
+    """How a process without its nursery ended, if it became ours: in a container we are process 1, to which they go."""
+    try:
+        seen = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if seen is None:
+        return None
+    return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
 
 
 async def _readable(fd: int) -> None:
@@ -158,7 +193,10 @@ def _be_a_nursery(sock: socket.socket) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         setproctitle("pilotwire: nursery")  # from here on the kernel shows none of the environment
-        without_secrets()
+        secrets = without_secrets()
+        shown = Path("/proc/self/environ").read_bytes()
+        if "SPT_NOENV" not in os.environ and any(os.fsencode(secret) in shown for secret in secrets):
+            os._exit(0)  # a worker that is started by itself has an environment of its own
         for name in os.listdir("/proc/self/fd"):
             if (fd := int(name)) > 2 and fd != sock.fileno():
                 with contextlib.suppress(OSError):

@@ -89,7 +89,7 @@ class Supervisor:
         self._takeover = takeover
         self._log = log
         self._merged = MergedCounters()
-        self._crew = Crew(self, nursery, self._merged, log, self._for_workers, self._on_restarted)
+        self._crew = Crew(self, nursery, self._merged, log, self._for_workers, self._on_started)
         self._workers = self._crew.workers
         self._routing = Routing(self._workers)
         self._background: set[asyncio.Task[None]] = set()
@@ -159,7 +159,6 @@ class Supervisor:
             self._planner.apply(settings)
         self._explorer.apply(settings)
         await self._crew.start(slots, self._listening)
-        await self.pauses.tell()
         if inherited is not None:
             await self._join(inherited)
         if settings.control_socket:
@@ -211,7 +210,7 @@ class Supervisor:
         """Releases everything; after a drain in order most of it is gone already."""
         for task in self._background:
             task.cancel()
-        self._crew.close()
+        await self._crew.close()
         if self._planner is not None:
             await self._planner.stop()
         await self._explorer.stop()
@@ -230,8 +229,8 @@ class Supervisor:
 
     # --- workers -------------------------------------------------------------------------------------------------
 
-    async def _on_restarted(self) -> None:
-        """A worker came in place of one that died: what was switched meanwhile holds for it too."""
+    async def _on_started(self) -> None:
+        """Workers came: what was switched meanwhile holds for them too."""
         await self._modes.tell(self._settings)
         await self.pauses.tell()
 
@@ -309,8 +308,6 @@ class Supervisor:
         self._modes.reread(settings)
         self._log.configure(settings.log_format, settings.log_level)
         refusals = await self._crew.reload(self._for_workers())
-        for refused in refusals:
-            self._log.event("reload_refused", level="error", detail=refused)
         self._explorer.apply(settings)
         if self._planner is not None:
             self._planner.apply(self.settings)

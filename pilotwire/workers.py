@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, Protocol
 
 from pilotwire.children import environment
@@ -86,8 +86,14 @@ class WorkerProcess:
     async def start(self, settings: ProxySettings, listening: Sequence[Listening], places: int) -> None:
         """Starts the process and waits until it accepts clients; ``places`` is the descriptor of the memory in which
         the workers count them together. StartError says why it does not."""
-        others = [places, *(entry.sock.fileno() for entry in listening)]
-        ours = await self._forked(others) or await self._executed(others)
+
+        def others() -> list[int]:
+            return [places, *(entry.sock.fileno() for entry in listening)]
+
+        try:
+            ours = await self._forked(others) or await self._executed(others())
+        except OSError as error:
+            raise StartError(f"cannot start a worker process: {error.strerror}") from None
         self._channel = await ControlChannel.over(ours, self._on_message, self._lost.set)
         listeners = [{"fd": entry.sock.fileno(), "read_only": entry.read_only} for entry in listening]
         try:
@@ -108,7 +114,7 @@ class WorkerProcess:
         if self.state == "starting":
             self.state = "ready"
 
-    async def _forked(self, others: list[int]) -> socket.socket | None:
+    async def _forked(self, others: Callable[[], list[int]]) -> socket.socket | None:
         """Our end of its control channel; None when there is no nursery to fork it."""
         if self._nursery is None:
             return None
@@ -134,9 +140,9 @@ class WorkerProcess:
                     # A group of its own: Ctrl-C in the terminal reaches the supervisor alone, even while it starts.
                     process_group=0,
                 )  # fmt: skip
-            except OSError as error:
+            except OSError:
                 ours.close()
-                raise StartError(f"cannot start a worker process: {error.strerror}") from None
+                raise
         return ours
 
     async def wait(self) -> int | None:

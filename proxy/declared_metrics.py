@@ -225,7 +225,13 @@ SUPERVISOR_METRICS: Final[tuple[Metric, ...]] = (
     _gauge(
         "start_time", "timestamp", "When the instance was started, in seconds since 1970.", name="start_time_seconds"
     ),
-    _gauge("memory", "bytes", "Resident memory of each process.", "process", name="process_resident_memory_bytes"),
+    _gauge(
+        "memory",
+        "bytes",
+        "Resident memory of each process; what workers share counts for each.",
+        "process",
+        name="process_resident_memory_bytes",
+    ),
 )
 """What the supervisor knows by itself; ``attribute`` is one of `proxy.admin.source.Status`."""
 

@@ -42,14 +42,25 @@ _KEY_PASSWORD: Final = re.compile(r"(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)",
 _PLAIN: Final = re.compile(r"[^\s\"=\\\x00-\x1f\x7f]+")
 
 
-_STARTED: Final = os.urandom(3).hex()
-_connections: Final = itertools.count(1)
+class _Ids:
+    """A prefix of this process and a count; a copy of a process gets a prefix of its own."""
+
+    def __init__(self) -> None:
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self.prefix = os.urandom(3).hex()
+        self.numbers = itertools.count(1)
+
+
+_ids: Final = _Ids()
 
 
 def connection_id() -> str:
     """Names a client's connection in the log: short, and not given twice, by other processes or after a restart either;
     0.2 us."""
-    return f"{_STARTED}-{next(_connections):x}"
+    return f"{_ids.prefix}-{next(_ids.numbers):x}"
 
 
 def redact(text: str) -> str:

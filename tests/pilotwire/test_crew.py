@@ -80,5 +80,25 @@ async def test_a_reload_reaches_a_worker_that_is_starting() -> None:
     second = cast(Recorded, crew.workers[0])
     assert second is not first
     assert (second.had, second.asked) == ("session", ["transaction"])
-    crew.close()
+    await crew.close()
+    log.close()
+
+
+async def test_a_reload_reaches_the_first_workers_too() -> None:
+    in_force = [made(), made(pool_mode="transaction")]
+    log = Log("supervisor", "human", "error")
+    began: list[Recorded] = []
+
+    async def started() -> None:
+        """There is nothing to tell."""
+
+    class Recording(Crew):
+        def _new(self, slot: int) -> WorkerProcess:
+            began.append(Recorded(self))
+            return cast(WorkerProcess, began[-1])
+
+    crew = Recording(Nobody(), None, MergedCounters(), log, lambda: in_force.pop(0), started)
+    await crew.start([0], [])
+    assert [(worker.had, worker.asked) for worker in began] == [("session", ["transaction"])]
+    await crew.close()
     log.close()

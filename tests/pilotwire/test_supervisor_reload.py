@@ -125,5 +125,5 @@ async def test_a_scrape_passes_by_a_worker_that_only_starts() -> None:
     supervisor._workers[0] = cast(WorkerProcess, StartingWorker())
     status = await supervisor.fresh_status()
     assert (status.workers_ready, status.workers_alive) == (0, 0)
-    supervisor._crew.close()
+    await supervisor._crew.close()
     log.close()
