@@ -6,30 +6,26 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DIR ?= .pilotwire
-# Two more than the two cores that a test run is made for: a quarter of the time the tests only wait.
-WORKERS ?= 4
+# One more than the two cores that a test run is made for: a quarter of the time the tests only wait.
+WORKERS ?= 3
 
-.PHONY: run test test-tools test-long test-compiled compiled bench bench-steer bench-guard conformance lint style audit format venv install clean
+.PHONY: run test test-tools test-long test-compiled compiled bench bench-steer bench-guard conformance lint audit format install clean
 .DEFAULT_GOAL := run
 
 run: install
 	@$(BIN)/pilotwire demo --dir $(DIR) $(ARGS)
 
-PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# The programs that tests run are fetched while mypy has one of the cores.
+test: install
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint test-tools
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not long" $(ARGS)
 
-# The programs that tests run are fetched while pip has one of the cores. mypy is one of the tests: it has a core for a
-# minute, while others wait for something.
-test: venv
-	@$(MAKE) --no-print-directory -j2 install test-tools
-	@$(MAKE) --no-print-directory style
-	$(PYTEST) -m "not long" $(ARGS)
-
-test-tools:
+test-tools: install
 	@tests/support/install_tools.sh test
 
-test-long: install style
+test-long: install lint
 	@tests/support/install_tools.sh test conformance bench
-	$(PYTEST) $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 conformance: install
 	@tests/support/install_tools.sh conformance
@@ -57,12 +53,10 @@ bench-steer: install
 bench-guard: install
 	$(BIN)/python -m benchmarks.never_loses $(ARGS)
 
-lint: style
-	$(BIN)/mypy
-
-style: install
+lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 # Known vulnerabilities in what is installed; asks the index and its advisories. What it cannot look up fails it.
 audit: install
@@ -79,11 +73,9 @@ format: install
 
 install: $(INSTALLED)
 
-venv:
+$(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "pilotwire needs Python 3.11 or newer: install python3 3.11 (Debian 12 has it) and try again." >&2; exit 1; }
 	@tests/support/install_venv.sh $(PYTHON) $(VENV)
-
-$(INSTALLED): pyproject.toml | venv
 	@echo "installing pilotwire into $(VENV) (a minute, once)"
 	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -22,7 +22,6 @@ from tests.support.tls import TlsFiles, make_tls_files
 # The table of clients is kept where all reports pass: in the controller of a parallel run.
 pytest_plugins = ["tests.clients.matrix"]
 RUN = pytest.StashKey[Run]()
-LONGEST = ("tests/test_types.py", "tests/conformance/", "tests/pilotwire/test_demo_command.py")
 StartProxy = Callable[..., Proxy]
 StartPostgres = Callable[..., Postgres]
 
@@ -41,9 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share what was set up for their module run in one worker, or each of them would set it up once more.
 
-    The longest come first, or a run would end by waiting for them.
+    Starting a proxy costs a second of the processor, most tests less than a tenth of that.
     """
-    items.sort(key=lambda item: not (item.nodeid.startswith(LONGEST) or item.get_closest_marker("long")))
     for item in items:
         if item.get_closest_marker("xdist_group") is None and _shares_with_its_module(item):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
