@@ -70,7 +70,7 @@ class Crew:
             if isinstance(outcome, BaseException):
                 raise outcome
         if reloads != self._reloads:  # what they were started with is out of date
-            await self.reload(self._settings())
+            await self._renew(self.workers.values(), self._settings())
         await self._started()
 
     def keep(self) -> None:
@@ -80,13 +80,7 @@ class Crew:
     async def reload(self, settings: ProxySettings) -> set[str]:
         """Has every worker go by these settings; why some refuse them, which is logged."""
         self._reloads += 1
-        payload = settings.to_wire().decode()
-        answers = await gather_quietly(
-            [worker.ask("reload", RELOAD_SECONDS, settings=payload) for worker in self.workers.values()]
-        )
-        refusals = {str(answer["refused"]) for answer in answers if "refused" in answer}
-        self._log_refused(refusals)
-        return refusals
+        return await self._renew(self.workers.values(), settings)
 
     def drain(self) -> None:
         """Every worker lets its clients finish and ends, and nobody comes in its place."""
@@ -119,9 +113,13 @@ class Crew:
         detail = f"{why}; until the next start workers are started by themselves, which takes half a second each"
         self._log.event("nursery_lost", level="warning", detail=detail)
 
-    def _log_refused(self, refusals: Iterable[str]) -> None:
+    async def _renew(self, workers: Iterable[WorkerProcess], settings: ProxySettings) -> set[str]:
+        payload = settings.to_wire().decode()
+        answers = await gather_quietly([worker.ask("reload", RELOAD_SECONDS, settings=payload) for worker in workers])
+        refusals = {str(answer["refused"]) for answer in answers if "refused" in answer}
         for refused in refusals:
             self._log.event("reload_refused", level="error", detail=refused)
+        return refusals
 
     def _new(self, slot: int) -> WorkerProcess:
         self._generation += 1
@@ -162,9 +160,7 @@ class Crew:
             obstacle = ""
             self._log.event("worker_restarted", worker=worker.slot, pid=worker.pid)
             if reloads != self._reloads:  # what it was started with is out of date
-                payload = self._settings().to_wire().decode()
-                [answer] = await gather_quietly([worker.ask("reload", RELOAD_SECONDS, settings=payload)]) or [{}]
-                self._log_refused([str(answer["refused"])] if "refused" in answer else [])
+                await self._renew([worker], self._settings())
             await self._started()
             if self._draining.is_set():
                 worker.drain()

@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -77,8 +77,9 @@ class Nursery:
         self._turn = asyncio.Lock()
 
     @classmethod
-    def open(cls) -> Nursery | None:
-        """Forks it from this process, which has no thread but this one; None where that cannot be."""
+    def open(cls, ignored: Collection[signal.Signals]) -> Nursery | None:
+        """Forks it from this process, which has no thread but this one; None where that cannot be. ``ignored`` are the
+        signals that are not for it, nor for the workers; they may be blocked now."""
         try:
             os.close(os.pidfd_open(os.getpid()))
         except (AttributeError, OSError):
@@ -97,7 +98,7 @@ class Nursery:
             return None
         if pid == 0:
             ours.close()
-            _be_a_nursery(theirs)
+            _be_a_nursery(theirs, ignored)
         theirs.close()
         return cls(ours, pid)
 
@@ -187,11 +188,12 @@ def _set(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-def _be_a_nursery(sock: socket.socket) -> NoReturn:
+def _be_a_nursery(sock: socket.socket, ignored: Collection[signal.Signals]) -> NoReturn:
     try:
         os.setpgid(0, 0)  # Ctrl-C in the terminal is the supervisor's alone
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        for number in ignored:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
         setproctitle("pilotwire: nursery")  # from here on the kernel shows none of the environment
         secrets = without_secrets()
         shown = Path("/proc/self/environ").read_bytes()

@@ -46,6 +46,8 @@ from proxy.logs import Log
 from proxy.metrics import MergedCounters
 from proxy.settings import ProxySettings, apply_reload, changes_on_reload
 
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
+"""What the supervisor is told by. Its children ignore them."""
 MAX_WORKER_ID: Final = 255
 SCRAPE_SECONDS: Final = 0.5
 """How long a scrape waits for the workers' fresh counters."""
@@ -62,7 +64,9 @@ def serve(settings: ProxySettings, reread: Callable[[], ProxySettings], takeover
     ``takeover`` the sockets come from the instance that listens on ``control_socket``, if there is one. Raises
     StartError when it cannot start.
     """
-    nursery = Nursery.open()  # before there is a thread or a loop
+    # Who stops it from here on is heard when there is a loop to hear it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    nursery = Nursery.open(SIGNALS)  # before there is a thread or a loop
     log = Log("supervisor", settings.log_format, settings.log_level)
     say_who(settings, log)
     try:
@@ -127,6 +131,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name, task)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         loop.add_signal_handler(signal.SIGUSR2, self._on_kill_switch)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             await self._start()
             await self._ended.wait()
@@ -137,7 +142,7 @@ class Supervisor:
             await self._close()
             # The loop restores the default handlers when it closes; a late second SIGTERM must not turn a drain in
             # order into a death by signal. The process is about to end.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2})
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         return 0
 
     async def _start(self) -> None:
