@@ -15,6 +15,7 @@ from librt.strings import read_i32_be
 
 from proxy.login import Login
 from proxy.session_base import PENDING_LIMIT, SHUTDOWN, Session
+from proxy.transports import FULL_READ
 from proxy.upstream.backend import Backend, reported_settings
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.pool import BackendPool
@@ -130,6 +131,8 @@ class DedicatedSession(Session):
             backend.write(out)
         if talk.suspended:
             self._suspended()
+        if len(data) >= FULL_READ:
+            self._let_others_go_on()
 
     def _sent(self, backend: Backend, out: bytes) -> None:
         if self._talk.terminated:
@@ -333,6 +336,8 @@ class PooledSession(Session):
             return
         counters.bytes_from_client += len(data)
         self._take(data)
+        if len(data) >= FULL_READ:
+            self._let_others_go_on()
 
     def _take(self, data: bytes) -> None:
         backend = self.backend

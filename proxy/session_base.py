@@ -311,6 +311,13 @@ class Session(Owner):
         if not self._server_full and not self.transport.is_closing() and not self.talk.suspended:
             self.transport.resume_reading()
 
+    def _let_others_go_on(self) -> None:
+        """The client has sent a great deal: the rest is read in the next turn of the event loop."""
+        if self.transport.is_closing() or not self.transport.is_reading():
+            return
+        self.transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self.go_on_reading)
+
     def pause_writing(self) -> None:
         """The client does not read: stop reading from the server."""
         self._client_full = True

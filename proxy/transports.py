@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
+
+FULL_READ: Final = 256_000
+"""Bytes that uvloop reads at once; behind so many it reads again before anything else gets its turn, 32 times. Whoever
+gets them stops reading until the next turn: a peer that floods with tiny messages would keep all others waiting."""
 
 
 def write_at_once(transport: asyncio.Transport) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 
 from mypy_extensions import mypyc_attr
 
-from proxy.transports import write_at_once
+from proxy.transports import FULL_READ, write_at_once
 from proxy.upstream.takeover import TakenConnection
 from proxy.wire.frames import ERROR, HEADER_SIZE, IDLE, PARAMETER_STATUS, READY, whole_messages
 from proxy.wire.messages import TERMINATE, query
@@ -124,6 +124,14 @@ class Backend:
         owner = self.owner
         if owner is not None:
             owner.server_data(self, data)
+        if len(data) >= FULL_READ and not self._paused and not self.lost and not self.transport.is_closing():
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """Others have had their turn."""
+        if not self._paused and not self.lost and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def eof_received(self) -> None:
         return None
