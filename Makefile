@@ -9,23 +9,27 @@ DIR ?= .pilotwire
 # One more than the two cores that a test run is made for: a quarter of the time the tests only wait.
 WORKERS ?= 3
 
-.PHONY: run test test-tools test-long test-compiled compiled bench bench-steer bench-guard conformance lint audit format install clean
+.PHONY: run test test-tools test-long test-compiled compiled bench bench-steer bench-guard conformance lint style audit format venv install clean
 .DEFAULT_GOAL := run
 
 run: install
 	@$(BIN)/pilotwire demo --dir $(DIR) $(ARGS)
 
-# The programs that tests run are fetched while mypy has one of the cores.
-test: install
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lint test-tools
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not long" $(ARGS)
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-test-tools: install
-	@tests/support/install_tools.sh test
+# The programs that tests run are fetched while pip has one of the cores. mypy is one of the tests: it has a core for a
+# minute, while others wait for something.
+test: venv
+	@$(MAKE) --no-print-directory -j2 install test-tools
+	@$(MAKE) --no-print-directory style
+	$(PYTEST) -m "not long" $(ARGS)
 
-test-long: install lint
+test-tools:
+	@tests/support/install_tools.sh test conformance
+
+test-long: install style
 	@tests/support/install_tools.sh test conformance bench
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(PYTEST) $(ARGS)
 
 conformance: install
 	@tests/support/install_tools.sh conformance
@@ -53,10 +57,12 @@ bench-steer: install
 bench-guard: install
 	$(BIN)/python -m benchmarks.never_loses $(ARGS)
 
-lint: install
+lint: style
+	$(BIN)/mypy
+
+style: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 
 # Known vulnerabilities in what is installed; asks the index and its advisories. What it cannot look up fails it.
 audit: install
@@ -73,11 +79,13 @@ format: install
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
+venv:
 	@test -n "$(PYTHON)" || { echo "pilotwire needs Python 3.11 or newer: install python3 3.11 (Debian 12 has it) and try again." >&2; exit 1; }
 	@tests/support/install_venv.sh $(PYTHON) $(VENV)
+
+$(INSTALLED): pyproject.toml | venv
 	@echo "installing pilotwire into $(VENV) (a minute, once)"
-	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	@touch $@
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -22,8 +23,18 @@ from tests.support.tls import TlsFiles, make_tls_files
 # The table of clients is kept where all reports pass: in the controller of a parallel run.
 pytest_plugins = ["tests.clients.matrix"]
 RUN = pytest.StashKey[Run]()
+LONGEST = ("tests/test_types.py", "tests/conformance/", "tests/pilotwire/test_demo_command.py")
 StartProxy = Callable[..., Proxy]
 StartPostgres = Callable[..., Postgres]
+
+# While thousands of tests are collected nothing becomes garbage, and none of them does before the end: a third of the
+# collection's time, and less for each `gc.collect` of a test.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,12 +49,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what was set up for their module run in one worker, or each of them would set it up once more.
+    """Which worker a test runs in, and when.
 
-    Starting a proxy costs a second of the processor, most tests less than a tenth of that.
+    Tests that share what was set up for their module run in one worker, or each of them would set it up once more.
+    Faults at full scale run one after another: each takes both cores, and looks how long others have to wait for it.
+    The longest come first, or a run would end by waiting for them.
     """
+    items.sort(key=lambda item: not (item.nodeid.startswith(LONGEST) or item.get_closest_marker("long")))
     for item in items:
-        if item.get_closest_marker("xdist_group") is None and _shares_with_its_module(item):
+        if item.get_closest_marker("xdist_group") is not None:
+            continue
+        if item.get_closest_marker("long") is not None and item.nodeid.startswith("tests/faults/"):
+            item.add_marker(pytest.mark.xdist_group("faults at full scale"))
+        elif _shares_with_its_module(item):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pilotwire.postgres_files import Installation
-from tests.conformance.sources import ConformanceError, Report, source_tree
+from tests.conformance.sources import ConformanceError, Report, SourceArchive
 
 COMPILE_TIMEOUT = 300.0
 LOADED_BY_TESTS = ("refint.so", "autoinc.so")
@@ -46,8 +46,10 @@ class Programs:
 
 def prepare(installation: Installation, server_version: str, cache: Path, report: Report) -> Programs:
     """Fetch and compile what is missing in `cache`; needs gcc, and the network the first time."""
-    postgres = source_tree(f"postgresql-{installation.major}", cache, report, server_version) / "src" / "test"
-    pgpool = source_tree("pgpool2", cache, report) / "src"
+    with SourceArchive(cache, report) as sources:
+        package = f"postgresql-{installation.major}"
+        postgres = sources.tree(package, ["src/test/"], server_version) / "src" / "test"
+        pgpool = sources.tree("pgpool2", ["src/include/", "src/test/", "src/tools/"]) / "src"
     built = cache / "built" / f"{installation.version}"
     with FileLock(cache / "built.lock", timeout=COMPILE_TIMEOUT):
         if not built.exists():

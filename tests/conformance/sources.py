@@ -1,7 +1,8 @@
 """Source packages from the machine's own Debian archive, by an apt state private to the cache.
 
 PostgreSQL's suite must be of the server's very version, which is often in a later release than the machine's, so later
-releases of the same archive are asked too (pilotwire/debian_archive.py). What was unpacked stays in the cache.
+releases of the same archive are asked too (pilotwire/debian_archive.py). What was unpacked stays in the cache: the
+folders that somebody needs, not the whole.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import re
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 from filelock import FileLock
 
@@ -27,27 +30,49 @@ class ConformanceError(Exception):
     """The run cannot be made; the text is one sentence that says what to do."""
 
 
-def source_tree(package: str, cache: Path, report: Report, upstream_version: str | None = None) -> Path:
-    """The unpacked upstream source of Debian's `package` below `cache`, fetched when it is not there.
+class SourceArchive:
+    """A context manager that keeps source trees below `cache` and fetches what is not there. The archive's index, tens
+    of megabytes, is read once, and only when something is missing."""
 
-    With `upstream_version` exactly that version, else the newest one that the archive can really deliver: its index
-    may be ahead of its files.
-    """
-    wanted = f"{package}-{upstream_version or 'any'}"
-    target = cache / "sources" / wanted
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{wanted}.lock", timeout=LOCK_TIMEOUT):
-        if not target.exists():
-            report(f"fetching the source of {package}")
-            with tempfile.TemporaryDirectory(dir=target.parent) as place:
-                archive = _fetch(package, upstream_version, Path(place))
-                report(f"unpacking {archive.name}")
-                _unpack(archive, Path(place) / "tree").rename(target)
-    return target
+    def __init__(self, cache: Path, report: Report) -> None:
+        self._cache = cache
+        self._report = report
+        self._stack = ExitStack()
+        self._opened: Apt | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def tree(self, package: str, folders: Sequence[str], upstream_version: str | None = None) -> Path:
+        """The unpacked upstream source of Debian's `package`, as far as it is below `folders`.
+
+        With `upstream_version` exactly that version, else the newest one that the archive can really deliver: its index
+        may be ahead of its files.
+        """
+        wanted = f"{package}-{upstream_version or 'any'}"
+        target = self._cache / "sources" / wanted
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._cache / f"{wanted}.lock", timeout=LOCK_TIMEOUT):
+            if not target.exists():
+                self._report(f"fetching the source of {package}")
+                archive = _fetch(self._apt(), package, upstream_version)
+                self._report(f"unpacking {archive.name}")
+                with tempfile.TemporaryDirectory(dir=target.parent) as place:
+                    _unpack(archive, Path(place), folders).rename(target)
+        return target
+
+    def _apt(self) -> Apt:
+        if self._opened is None:
+            place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._cache)))
+            self._opened = _opened(place)
+        return self._opened
 
 
-def _fetch(package: str, upstream_version: str | None, place: Path) -> Path:
-    """The ``orig`` archive of `package`, downloaded into `place`."""
+def _opened(place: Path) -> Apt:
+    """An apt in `place` that has read the index."""
     try:
         apt = Apt(place, STEP_TIMEOUT)
     except ArchiveError:
@@ -58,6 +83,14 @@ def _fetch(package: str, upstream_version: str | None, place: Path) -> Path:
     try:
         # A later release that the archive does not have is no reason to end.
         apt.update(sources, all_of_them=False)
+    except ArchiveError as error:
+        raise ConformanceError(f"The package sources cannot be read ({error}): retry.") from None
+    return apt
+
+
+def _fetch(apt: Apt, package: str, upstream_version: str | None) -> Path:
+    """The downloaded ``orig`` archive of `package`."""
+    try:
         versions = sorted(apt.source_versions(package), key=_version_key, reverse=True)
     except ArchiveError as error:
         raise ConformanceError(f"The package sources cannot be read ({error}): retry.") from None
@@ -95,11 +128,16 @@ def _version_key(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def _unpack(archive: Path, place: Path) -> Path:
-    """Unpack into `place`; returns the one folder that upstream archives hold."""
+def _unpack(archive: Path, place: Path, folders: Sequence[str]) -> Path:
+    """Unpack what is below `folders` into `place`; returns the one folder that upstream archives hold."""
+
+    def wanted(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
+        _, _, path = member.name.removeprefix("./").partition("/")
+        return tarfile.data_filter(member, into) if f"{path}/".startswith(tuple(folders)) else None
+
     with tarfile.open(archive) as tar:
-        tar.extractall(place, filter="data")
-    folders = [it for it in place.iterdir() if it.is_dir()]
-    if len(folders) != 1:
+        tar.extractall(place, filter=wanted)
+    unpacked = [it for it in place.iterdir() if it.is_dir()]
+    if len(unpacked) != 1:
         raise ConformanceError(f"{archive.name} does not hold one folder: delete the cache and try again.")
-    return folders[0]
+    return unpacked[0]
