@@ -15,7 +15,7 @@ from librt.strings import read_i32_be
 
 from proxy.login import Login
 from proxy.session_base import PENDING_LIMIT, SHUTDOWN, Session
-from proxy.transports import FULL_READ
+from proxy.transports import GREAT_READ
 from proxy.upstream.backend import Backend, reported_settings
 from proxy.upstream.errors import UpstreamError
 from proxy.upstream.pool import BackendPool
@@ -115,6 +115,8 @@ class DedicatedSession(Session):
         if counters.probe_client:
             self._probe_client(data)
             return
+        if len(data) >= GREAT_READ and self._in_portions(data):
+            return
         counters.bytes_from_client += len(data)
         if backend is None:
             return  # the server is gone, and the client is being told
@@ -131,8 +133,6 @@ class DedicatedSession(Session):
             backend.write(out)
         if talk.suspended:
             self._suspended()
-        if len(data) >= FULL_READ:
-            self._let_others_go_on()
 
     def _sent(self, backend: Backend, out: bytes) -> None:
         if self._talk.terminated:
@@ -334,10 +334,10 @@ class PooledSession(Session):
         if counters.probe_client:
             self._probe_client(data)
             return
+        if len(data) >= GREAT_READ and self._in_portions(data):
+            return
         counters.bytes_from_client += len(data)
         self._take(data)
-        if len(data) >= FULL_READ:
-            self._let_others_go_on()
 
     def _take(self, data: bytes) -> None:
         backend = self.backend
@@ -354,6 +354,10 @@ class PooledSession(Session):
             self._hold_back()
         elif self._worth_a_backend(data):
             self._borrow()
+
+    def _read_on_behind(self) -> None:
+        if len(self._pending) <= PENDING_LIMIT:
+            self.go_on_reading()
 
     def _hold_back(self) -> None:
         if len(self._pending) > PENDING_LIMIT:

@@ -12,7 +12,7 @@ from proxy.login import Login
 from proxy.steering import Decision
 from proxy.steering.steerer import SessionSteering
 from proxy.steering.waiting import Wait
-from proxy.transports import write_at_once
+from proxy.transports import Portions, write_at_once
 from proxy.upstream.backend import Backend, Owner
 from proxy.wire.conversation import Conversation
 from proxy.wire.frames import ProtocolViolation
@@ -27,6 +27,7 @@ BREACHED: Final = error_response("25006", "this session is read-only, but someth
 # While a client's own messages wait for a backend, about this much of them is read. Not to read at all would hide
 # that the client has left, and it would keep its place in the queue.
 PENDING_LIMIT: Final = 16 * 1024
+OWED_LIMIT: Final = 10_000
 # Seconds after which the server is taken to have begun with what it was sent, also where its processor is busy.
 _JUST_SENT: Final = 0.1
 # When a run over its budget cannot be cancelled yet, after so many seconds it is looked at again; when it goes on all
@@ -51,6 +52,7 @@ class Session(Owner):
         "_eof_due",
         "_leaving",
         "_pause",
+        "_portions",
         "_ready_seen",
         "_server_full",
         "_since",
@@ -90,6 +92,7 @@ class Session(Owner):
         self._tracer = context.tracer
         self._pause = 0.0  # until what goes on all the same is cancelled again
         self._eof_due = False  # the server is to be told that the client has sent all it will
+        self._portions: Portions | None = None  # made at the first great read
         self._server_full = False  # the server does not read
         self._client_full = False  # the client does not read
         self.slow_ms: float = context.slow_ms
@@ -201,7 +204,7 @@ class Session(Owner):
         if self.talk.budget_ms:
             self._watch()
         if not self._server_full and not self.transport.is_closing():
-            self.transport.resume_reading()
+            self._resume_reading()
 
     def _sent(self, backend: Backend, out: bytes) -> None:
         """What the conversation made of the client's bytes goes to the server."""
@@ -309,14 +312,26 @@ class Session(Owner):
     def go_on_reading(self) -> None:
         """Reads from the client again, unless there is another reason not to."""
         if not self._server_full and not self.transport.is_closing() and not self.talk.suspended:
-            self.transport.resume_reading()
+            self._resume_reading()
 
-    def _let_others_go_on(self) -> None:
-        """The client has sent a great deal: the rest is read in the next turn of the event loop."""
-        if self.transport.is_closing() or not self.transport.is_reading():
-            return
-        self.transport.pause_reading()
-        asyncio.get_running_loop().call_soon(self.go_on_reading)
+    def _in_portions(self, data: bytes) -> bool:
+        """Whether what was read, a great deal, is handled in portions instead of at once."""
+        if self._portions is None:
+            self._portions = Portions(self.transport, self.data_received, self._read_on_behind, self._owed_much)
+        return self._portions.begin(data)
+
+    def _owed_much(self) -> bool:
+        """Whether so many answers are owed that the client's next messages can wait. (Of messages without a Sync the
+        server keeps back 8 kB of answers, 1,600 of the shortest.)"""
+        return len(self.talk.owed) > OWED_LIMIT
+
+    def _read_on_behind(self) -> None:
+        """A great read has been handled, and others have had their turn."""
+        self.go_on_reading()
+
+    def _resume_reading(self) -> None:
+        if self._portions is None or not self._portions.rest:
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading from the server."""
@@ -335,6 +350,6 @@ class Session(Owner):
         if self.transport.is_closing():
             return
         if writable:
-            self.transport.resume_reading()
+            self._resume_reading()
         else:
             self.transport.pause_reading()

@@ -34,7 +34,6 @@ from pilotwire.errors import StartError
 from planner.features import UnknownFeaturizerError, featurizer
 from planner.features.flat import Flat
 from planner.planner import Planner
-from training.collect import GENERATED_EACH
 from training.errors import TrainingError
 from training.queries import read_text
 from training.steps import Step
@@ -162,11 +161,7 @@ async def _train(demo: Demo, direct: str, model: Path, console: Console) -> None
             numbers = f" {step.done:,}/{step.total:,}" if step.total else ""
             told(f"training: {step.name}{numbers}", at)
 
-        # The usual number, but also for few queries: who asks for those is in a hurry.
-        made_up = GENERATED_EACH * demo.queries
-        report = await train_baseline(
-            direct, queries, model, budget_seconds=COUNTING_SECONDS, generate=made_up, progress=show_step
-        )
+        report = await train_baseline(direct, queries, model, budget_seconds=COUNTING_SECONDS, progress=show_step)
     split = report.splits.get("templates")
     said = ""
     if split is not None:

@@ -8,7 +8,7 @@ from typing import cast
 
 from mypy_extensions import mypyc_attr
 
-from proxy.transports import FULL_READ, write_at_once
+from proxy.transports import GREAT_READ, Portions, write_at_once
 from proxy.upstream.takeover import TakenConnection
 from proxy.wire.frames import ERROR, HEADER_SIZE, IDLE, PARAMETER_STATUS, READY, whole_messages
 from proxy.wire.messages import TERMINATE, query
@@ -44,6 +44,7 @@ class Backend:
         "_eof",
         "_on_end",
         "_paused",
+        "_portions",
         "_taken",
         "address",
         "born",
@@ -94,6 +95,7 @@ class Backend:
         self.lost = False
         self._taken = taken
         self._paused = False
+        self._portions: Portions | None = None  # made at the first great read
         self._eof = False  # it was told that nothing more comes
         self.full = False  # the server does not read: what is written only piles up
         self._early = early  # what came right behind the first ReadyForQuery
@@ -121,15 +123,19 @@ class Backend:
     # asyncio.Protocol; `data_received` is the hot path: one attribute look-up before the session has the bytes.
 
     def data_received(self, data: bytes) -> None:
+        if len(data) >= GREAT_READ and self._in_portions(data):
+            return
         owner = self.owner
         if owner is not None:
             owner.server_data(self, data)
-        if len(data) >= FULL_READ and not self._paused and not self.lost and not self.transport.is_closing():
-            self.transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _in_portions(self, data: bytes) -> bool:
+        if self._portions is None:
+            self._portions = Portions(self.transport, self.data_received, self._read_on)
+        return self._portions.begin(data)
 
     def _read_on(self) -> None:
-        """Others have had their turn."""
+        """A great read has been handled, and others have had their turn."""
         if not self._paused and not self.lost and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -149,6 +155,8 @@ class Backend:
     def connection_lost(self, exc: Exception | None) -> None:
         if self.lost:
             return
+        if self._portions is not None and self._portions.rest:
+            self._portions.flush()
         self.lost = True
         if self._taken is not None:
             self._taken.ended(exc)
@@ -165,10 +173,10 @@ class Backend:
         if wanted is not self._paused or self.lost or self.transport.is_closing():
             return
         self._paused = not wanted
-        if wanted:
-            self.transport.resume_reading()
-        else:
+        if not wanted:
             self.transport.pause_reading()
+        elif self._portions is None or not self._portions.rest:
+            self.transport.resume_reading()
 
     def write_eof(self) -> None:
         """The client has sent all it will: the server ends the connection behind its answers."""
