@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from pilotwire.embedded import SUPERUSER, EmbeddedServer
 from tests.support.waiting import wait_until
 
@@ -133,8 +135,18 @@ class Postgres:
         """kill -9 of the postmaster; returns when all of the server has gone."""
         pid = self.server.pid
         assert pid is not None, "the server does not run"
+        # Backends notice only when they next wait for something; until then they answer.
+        backends = psutil.Process(pid).children()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.server.running, what="the postmaster has gone")
+        wait_until(lambda: not any(_lives(it) for it in backends), what="the backends have gone")
 
     def close(self) -> None:
         self.server.reset()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
