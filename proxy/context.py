@@ -497,7 +497,7 @@ class WorkerContext:
         """Waits while a query of the proxy's own runs in front of the client's, which is the one to be cancelled. (What
         is ours in an extended batch is answered with the client's: the server says nothing before the batch's end.)"""
         until = time.monotonic() + _OWN_QUERY_SECONDS
-        while session.backend is not None and session.talk.runs_our_query:
+        while session.backend is not None and session.talk.owed.at_our_query:
             if time.monotonic() > until:
                 return
             await asyncio.sleep(_OWN_QUERY_LOOK)

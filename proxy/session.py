@@ -195,7 +195,7 @@ class DedicatedSession(Session):
     def server_lost(self, backend: Backend, error: Exception | None) -> None:
         self.backend = None
         if not self.transport.is_closing():
-            self.transport.close()
+            self._last_words()
 
 
 class RelayedTalk(Conversation):
@@ -413,7 +413,7 @@ class PooledSession(Session):
             # A Terminate goes along: what stands before it is to be run, and the backend ends with its client.
             backend.write(out)
         if talk.terminated:
-            if not self._answers_coming():
+            if talk.violated is None and not self._answers_coming():
                 self._leave()
         elif talk.new_pins:
             self._count_pins()
@@ -577,7 +577,7 @@ class PooledSession(Session):
         self.backend = None
         self._talk.unlink()
         # Inside a transaction, or with state on it, the client must know; the server's own FATAL came before, if any.
-        self.transport.close()
+        self._last_words()
 
 
 def new_secret(*, long: bool) -> bytes:

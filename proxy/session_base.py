@@ -124,6 +124,13 @@ class Session(Owner):
         self._leaving = True
         self.transport.abort()
 
+    def _last_words(self) -> None:
+        """The server has answered, and gone."""
+        if self.talk.violated is not None:
+            self._violated(self.talk.violated)
+        else:
+            self.transport.close()
+
     def _violated(self, error: ProtocolViolation) -> None:
         self.counters.protocol_errors += 1
         login = self.login

@@ -20,7 +20,6 @@ HELPER: Final = b"pilotwire_settings"
 SAVE: Final = b"SAVEPOINT pilotwire_budget"
 RELEASE: Final = b"RELEASE SAVEPOINT pilotwire_budget"
 ROLL_BACK: Final = b"ROLLBACK TO SAVEPOINT pilotwire_budget"
-FLUSH_MESSAGE: Final = b"H\0\0\0\4"
 _CANCELED: Final = b"57014"
 _TIMED_OUT: Final = b"canceling statement due to statement timeout"
 # Errors that an addition to a statement can cause, besides those that point into it: syntax, wrong value or name of a

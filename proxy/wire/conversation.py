@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from librt.strings import BytesWriter, read_i32_be
 
 from proxy.steering import Decision, Steering
-from proxy.wire import guarding
+from proxy.wire import guarding, messages
 from proxy.wire.entries import (
     ALWAYS_WATCHED,
     CLOSING,
@@ -64,6 +64,7 @@ from proxy.wire.frames import (
     READY,
     SYNC,
     TERMINATE,
+    ProtocolViolation,
     violation,
 )
 from proxy.wire.hooks import Hooks
@@ -88,11 +89,12 @@ class Conversation(Hooks):
 
     ``idle`` is true when the last thing that happened was a ReadyForQuery outside a transaction with nothing owed;
     ``status`` is the transaction state of the last ReadyForQuery (a byte value); ``ready_count`` counts the requests
-    that got their ReadyForQuery; ``terminated`` says that the client sent Terminate. So many ``uncertain`` answers may
-    come or not, and meanwhile the conversation is not idle. ``suspended`` says that the next message waits: until
-    `decided` is called or, when ``budget_ms`` is not 0.0, until the answer to a run with that budget has begun.
-    ``again`` is what must be sent to the server besides what the client sends, None for nothing; whoever sends it (it
-    may be empty) sets it to None and gives `from_client` b"", since what is held may go on.
+    that got their ReadyForQuery; ``terminated`` says that the client sent Terminate, or with ``violated`` what breaks
+    the protocol: it is told so when the server has answered what came before and has gone. So many ``uncertain``
+    answers may come or not; then it is not idle. ``suspended`` says that the next message waits: until `decided`
+    is called or, when ``budget_ms`` is not 0.0, until the answer to a run with that budget has begun. ``again`` is what
+    must be sent to the server besides what the client sends, None for nothing; whoever sends it (it may be empty) sets
+    it to None and gives `from_client` b"", since what is held may go on.
     """
 
     __slots__ = (
@@ -128,6 +130,7 @@ class Conversation(Hooks):
         "suspended",
         "terminated",
         "uncertain",
+        "violated",
     )
 
     def __init__(self, steering: Steering) -> None:
@@ -144,6 +147,7 @@ class Conversation(Hooks):
         self.ready_count = 0
         self.left_alone = 0
         self.terminated = False
+        self.violated: ProtocolViolation | None = None
         self._names_pass = True  # statement names go on as the client sent them
         self._watched: bytes = table_of(ALWAYS_WATCHED)
         self._held = b""  # the beginning of a client's message that is not complete yet
@@ -174,22 +178,21 @@ class Conversation(Hooks):
     def from_client(self, data: bytes) -> bytes:
         """The bytes to send to the server for these bytes of the client.
 
-        Raises `ProtocolViolation` for a kind or a length that the server itself would not accept.
+        Raises `ProtocolViolation` for what the server itself would not accept, if no answers are due: see ``violated``.
         """
         pos: i64 = self._streaming
         if pos:
             if pos < 0:
-                self._held += data
+                self._held += data if self.violated is None else b""
                 return b""
             self._stream_on(data, pos)
             if len(data) <= pos:
                 return data
         elif self._held:
             data = self._held + data
+            self._held = data if self.suspended else b""
             if self.suspended:
-                self._held = data
                 return b""
-            self._held = b""
         size: i64 = len(data)
         emitted: i64 = 0
         edits: BytesWriter | None = None
@@ -202,7 +205,8 @@ class Conversation(Hooks):
             kind: i64 = data[pos]
             length: int = read_i32_be(data, pos + 1)
             if length < 4 or length > FRONTEND_LIMITS[kind]:
-                raise violation(kind, length)
+                data, size = self._broken_off(data, pos, kind, length)
+                continue
             end: i64 = pos + 1 + length
             if end > size and not self._may_stream(kind, length, data, pos):
                 break
@@ -252,6 +256,15 @@ class Conversation(Hooks):
             edits.write(self._hold_behind(rest))
         return edits.getvalue()
 
+    def _broken_off(self, data: bytes, pos: int, kind: int, length: int) -> tuple[bytes, int]:
+        """What stands in front of a violation is to be run and answered, as the server does it: a goodbye takes the
+        place of the rest. Raises `ProtocolViolation` where the server owes nothing or would not take it for one."""
+        if not self.owed.first or self._copy_in or self.uncertain or self._recorded is not None:
+            raise violation(kind, length)  # held by no name: with its own frame it would be a cycle
+        self.violated, self._streaming = violation(kind, length), -1
+        data = data[:pos] + messages.FLUSH + messages.TERMINATE
+        return data, len(data)
+
     def _begin_to_stream(self, kind: int, rest: int) -> None:
         self._streaming = rest
         self._reads_on = kind == QUERY or kind == PARSE
@@ -274,16 +287,6 @@ class Conversation(Hooks):
         self.suspended = True
         return b""
 
-    def rest_of_refused(self, data: bytes) -> int:
-        """Of ``data``, how many bytes end the message that `refused_streams` is about; with its last byte the
-        transaction is over."""
-        rest = min(self._streaming, len(data))
-        self._streaming -= rest
-        if not self._streaming:
-            self.refused_streams = False
-            self.idle = True
-        return rest
-
     def decided(self, decision: Decision) -> bytes:
         """The bytes to send to the server once the message that suspended the conversation has been decided on. It may
         be suspended again, at a later message."""
@@ -303,11 +306,6 @@ class Conversation(Hooks):
     def cancellable(self) -> bool:
         """Whether the server owes an answer to the client, not only to us."""
         return any(not entry & OWN for entry in self.owed)
-
-    @property
-    def runs_our_query(self) -> bool:
-        """Whether the server is at a simple query of the proxy's own."""
-        return self.owed.first & (KIND | OWN) == QUERY | OWN
 
     @property
     def at_boundary(self) -> bool:

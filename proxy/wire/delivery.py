@@ -380,7 +380,7 @@ class SteeredConversation(SteeredOutcome):
             pieces.append(self._run_ours(advice.SAVE, run))
         if run.batch and not self._certain():
             # Until the server has answered what stands before the run, it must not be cancelled.
-            pieces.append(advice.FLUSH_MESSAGE)
+            pieces.append(messages.FLUSH)
         if settings:
             pieces.append(self._run_ours(advice.save_and_set(decision), run))
         if decision.parse_for is not known:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 _LENGTH = struct.Struct("!i")
 
 AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
+FLUSH = b"H\0\0\0\x04"
 SYNC = b"S\0\0\0\x04"
 TERMINATE = b"X\0\0\0\x04"
 

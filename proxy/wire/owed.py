@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from proxy.wire.entries import KIND, OWN
+from proxy.wire.frames import QUERY
+
 if TYPE_CHECKING:
     from mypy_extensions import i64
 
@@ -82,6 +85,11 @@ class Owed:
             self._later[self._end - 1] = entry
         else:
             self.first = entry
+
+    @property
+    def at_our_query(self) -> bool:
+        """Whether the server is at a simple query of the proxy's own."""
+        return self.first & (KIND | OWN) == QUERY | OWN
 
     def entries(self) -> list[int]:
         """All of them."""

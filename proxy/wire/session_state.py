@@ -225,6 +225,16 @@ class SessionState(SteeredConversation):
         self._discarding, self._streaming = self._streaming, 0
         return held
 
+    def rest_of_refused(self, data: bytes) -> int:
+        """Of ``data``, how many bytes end the message that `refused_streams` is about; with its last byte the
+        transaction is over."""
+        rest = min(self._streaming, len(data))
+        self._streaming -= rest
+        if not self._streaming:
+            self.refused_streams = False
+            self.idle = True
+        return rest
+
     def without_strays(self, data: bytes) -> bytes:
         """Drops COPY messages that arrive outside COPY, after the server refused them, as the server itself does."""
         pos = 0

@@ -96,6 +96,49 @@ async def test_a_length_that_cannot_be_ends_the_connection(
     assert await last_words(target, query("select 1") + data) == ("FATAL", "08P01", "invalid message length")
 
 
+BATCH = message(b"P", b"\0select generate_series(1, 3)\0\0\0") + message(b"B", bytes(8)) + message(b"E", bytes(5))
+FAILING = BATCH + message(b"P", b"\0select nothing_there\0\0\0")
+IN_FRONT = {
+    "nothing": [],
+    "a query": [query("select 1 as a")],
+    "queries": [query("select 1 as a; select 2"), query("select 1/0")],
+    "a query that runs": [query("select pg_sleep(0.2)"), b""],
+    "an open transaction": [query("begin; create temp table t (a int)"), b""],
+    "a batch without Sync": [BATCH],
+    "a batch that runs": [BATCH + SYNC + BATCH, b""],
+    "a batch that fails": [FAILING + query("select 1")],
+    "a batch that failed": [FAILING, b"", SYNC],
+    "a great row": [query("select repeat('x', 10000000)")],
+    "a COPY": [query("copy (select generate_series(1, 3)) to stdout")],
+}
+
+
+@pytest.mark.parametrize("in_front", IN_FRONT.values(), ids=IN_FRONT.keys())
+async def test_what_stands_in_front_of_an_unknown_message_is_answered(
+    module_proxy_of: dict[str, Proxy], postgres: Postgres, in_front: list[bytes], mode: str
+) -> None:
+    """As the server does it, in one segment with it or while it runs, and no more than that."""
+
+    async def heard(server: Proxy | Postgres) -> list[tuple[bytes, bytes]]:
+        client = await WireClient.connect(server)
+        for part in in_front[:-1]:
+            client.send(part)
+            await asyncio.sleep(0.05)
+        client.send(b"".join(in_front[-1:]) + UNKNOWN["unknown type"] + query("create table never (a int)"))
+        said = await client.until_closed(AT_ONCE)
+        client.reset()
+        # Where in the server's source an error comes from is told by the server alone.
+        return [(kind, repr(ServerError(body)).encode() if kind == b"E" else body) for kind, body in said]
+
+    answers = await heard(module_proxy_of[mode])
+    assert answers == await heard(postgres)
+    assert b"08P01" in answers[-1][1]
+    assert (len(answers) > 1) is bool(in_front)
+    client = await WireClient.connect(postgres)
+    assert await client.value("select count(*) from pg_class where relname = 'never'") == "0"
+    client.reset()
+
+
 BODIES = {
     "Sync with a body": framed(b"S", 9, b"hello"),
     "Query without its zero": message(b"Q", b"select 1"),

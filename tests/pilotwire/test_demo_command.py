@@ -23,7 +23,7 @@ def demo(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
     )
 
 
@@ -34,6 +34,8 @@ def directory(run_folder: Path) -> Iterator[Path]:
     EmbeddedServer(place / "pg").reset()
 
 
+# Half a minute of work for a processor, of which there may be few for many.
+@pytest.mark.timeout(500)
 def test_from_nothing_to_a_table_and_again(directory: Path) -> None:
     first = demo(directory, "--rounds", "1", "--queries", "20")
     assert first.returncode == 0, first.stdout + first.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from proxy.steering import LEAVE_ALONE, Decision
 from proxy.wire import advice
 from proxy.wire.delivery import SteeredConversation
-from proxy.wire.messages import query
+from proxy.wire.messages import FLUSH, query
 from proxy.wire.pooled import PooledConversation
 from proxy.wire.prepared import StatementRegistry
 from proxy.wire.session_state import BackendState
@@ -161,7 +161,7 @@ def test_what_the_client_was_told_already_is_not_told_again() -> None:
     talk.client(
         parse("", "a join b"), *sent,
         becomes=[
-            parse("", "a join b"), advice.FLUSH_MESSAGE, parse(OURS, "/* x */ a join b", types), bind(OURS, "p"),
+            parse("", "a join b"), FLUSH, parse(OURS, "/* x */ a join b", types), bind(OURS, "p"),
             close(OURS), describe("p", b"P"), execute("p"), SYNC,
         ],
     )  # fmt: skip
