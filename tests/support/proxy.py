@@ -125,7 +125,7 @@ class Proxy:
     def http(self, path: str) -> tuple[int, str]:
         """Status and body of a GET on the admin port; status 0 when nobody answers."""
         try:
-            with urllib.request.urlopen(self.admin_url + path, timeout=5) as answer:
+            with urllib.request.urlopen(self.admin_url + path, timeout=20) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
