@@ -25,7 +25,7 @@ test: venv
 	$(PYTEST) -m "not long" $(ARGS)
 
 test-tools:
-	@tests/support/install_tools.sh test conformance
+	@tests/support/install_tools.sh test
 
 test-long: install style
 	@tests/support/install_tools.sh test conformance bench
