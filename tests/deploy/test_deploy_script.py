@@ -89,7 +89,7 @@ class Machine:
             f'listen = ["{self.host}:{self.port}"]',
             'admin = ""',
             'auth = "trust"',
-            "drain_timeout = 60",
+            "drain_timeout = 240",  # longer than the whole test: nobody may be ended by it
         ]
         self.config.write_text("\n".join([*text, *lines, ""]))
 

@@ -68,7 +68,7 @@ async def test_pipelines_are_answered_as_by_the_server(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 async def test_many_pipelines_are_answered_as_by_the_server(
     postgres: Postgres, database: str, advised: dict[str, Proxy], module_proxy: StartProxy
 ) -> None:
