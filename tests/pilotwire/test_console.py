@@ -97,7 +97,8 @@ def load(target: Proxy, database: str) -> Iterator[Load]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = need("chromium", "chromium")
+    # Half the processor time of the whole browser.
+    program = need("chromium-headless-shell", "chromium-headless-shell")
     expect.set_options(timeout=15_000)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])

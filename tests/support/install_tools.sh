@@ -29,7 +29,7 @@ look() {
             need default-jdk-headless command -v javac
             need libpostgresql-jdbc-java test -e /usr/share/java/postgresql.jar
             need postgresql debian_postgres # the embedded server has no TLS
-            need chromium command -v chromium
+            need chromium-headless-shell command -v chromium-headless-shell
             need prometheus command -v promtool
             need systemd command -v systemd-analyze
             ;;

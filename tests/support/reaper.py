@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -38,11 +39,26 @@ def end(processes: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.Error):
             process.resume()  # a test may have stopped it
             process.send_signal(signal.SIGQUIT if process.name() == "postgres" else signal.SIGKILL)
-    _, alive = psutil.wait_procs(processes, timeout=5)
+    alive = wait(processes, 5)
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    wait(alive, 5)
+
+
+def wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that have not ended within the time. A zombie has: its parent may be the one that waits for us."""
+    deadline = time.monotonic() + seconds
+    while (alive := [process for process in processes if not ended(process)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return alive
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def remove(folder: Path) -> None:

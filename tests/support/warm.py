@@ -158,8 +158,19 @@ def _run(request: dict[str, Any], output: int) -> NoReturn:
 
 
 def main() -> None:
-    import pilotwire.serve_command
+    import tomllib  # noqa: F401
+
+    import uvicorn.lifespan.off
+    import uvicorn.protocols.http.h11_impl  # noqa: F401
+
     import pilotwire.supervisor  # noqa: F401
+    from pilotwire.cli import run_program
+    from pilotwire.config import load
+
+    # The first command line and the first settings cost as much again: what reads them is made when it is used.
+    load(overrides={"upstream": "postgresql://postgres@127.0.0.1/postgres"})
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        run_program(["serve", "--config", os.devnull])
 
     # Titles need the environment as it was at the start.
     setproctitle("pilotwire: warm for tests")
