@@ -46,6 +46,14 @@ def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text())
 
 
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All statements, however deep: a tenth of what `ast.walk` visits."""
+    for field in ("body", "orelse", "handlers", "finalbody", "cases"):
+        for inner in getattr(tree, field, ()):
+            yield inner
+            yield from statements(inner)
+
+
 @cache
 def imports(file: Path) -> tuple[str, ...]:
     """Every module that `file` imports, anywhere in it, by its full dotted name."""
@@ -54,7 +62,7 @@ def imports(file: Path) -> tuple[str, ...]:
 
 def _imports(file: Path) -> Iterator[str]:
     package = file.relative_to(ROOT).parent.parts
-    for node in ast.walk(parsed(file)):
+    for node in statements(parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -113,7 +121,7 @@ def test_modules_and_functions_stay_small() -> None:
     for file in MODULES + TESTS:
         if (lines := file.read_text().count("\n")) > LINES:
             large.append(f"{label(file)}: {lines} lines")
-        for node in ast.walk(parsed(file)):
+        for node in statements(parsed(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > FUNCTION_LINES:
