@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ HEAVY = {"pglast", "onnxruntime"}
 MODULES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 TESTS = sorted(file for folder in ("tests", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
 LINES, FUNCTION_LINES = 600, 80
+POSSESSIVE_GROUP = re.compile(r"\)(?:[*+?]|\{[0-9,]*\})\+[^ \d]")
 
 
 @cache
@@ -127,6 +129,16 @@ def test_modules_and_functions_stay_small() -> None:
                 if length > FUNCTION_LINES:
                     large.append(f"{label(file)}: {node.name} has {length} lines")
     assert large == []
+
+
+def test_no_group_is_possessive() -> None:
+    """``(?:...)*+`` takes too much where the group fails midway, before CPython 3.11.5; ``(?>(?:...)*)`` does not."""
+    wrong = []
+    for file in MODULES:
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if POSSESSIVE_GROUP.search(line):
+                wrong.append(f"{label(file)}:{number}")
+    assert wrong == []
 
 
 def test_a_wrong_import_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

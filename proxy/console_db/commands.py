@@ -69,8 +69,8 @@ class CommandError(Exception):
 _TOKEN: Final = re.compile(
     r"(?P<space>\s+|--[^\n]*+)"
     r"|(?P<comment>/\*.*?\*/)"
-    r"|\"(?P<quoted>(?:[^\"]|\"\")*+)\""
-    r"|'(?P<string>(?:[^']|'')*+)'"
+    r"|\"(?P<quoted>(?>(?:[^\"]|\"\")*))\""
+    r"|'(?P<string>(?>(?:[^']|'')*))'"
     r"|(?P<word>[^\s\"';=,()]+)"
     r"|(?P<sign>[;=,()])",
     re.DOTALL,

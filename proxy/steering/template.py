@@ -7,8 +7,9 @@ statements, a literal without an end.
 
 Cost: about 6 us for 300 bytes with ten literals, 5 us for 300 bytes of quoted names. One regular expression finds the
 few places that matter (quotes, comments, digits that begin a number, semicolons); its first character class lets the
-engine skip everything else. Quantifiers are possessive and a literal without an end stops the walk, so that the time is
-linear for any input. Texts longer than `HOLD_LIMIT` never get here.
+engine skip everything else. Quantifiers are possessive, groups that repeat are atomic (a possessive group matches what
+it should not before CPython 3.11.5) and a literal without an end stops the walk, so that the time is linear for any
+input. Texts longer than `HOLD_LIMIT` never get here.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ BROKEN: Final = 8  # a literal, quoted name or comment has no end
 
 _WORD: Final = rb"[\w$\x80-\xff]"
 # A string goes on behind white space with a line break in it, comments included.
-_CONTINUED: Final = rb"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:[\s\v]|--[^\n\r]*+[\n\r])*+'"
+_CONTINUED: Final = rb"(?>(?:[ \t\f\v]|--[^\n\r]*+)*)[\n\r](?>(?:[\s\v]|--[^\n\r]*+[\n\r])*)'"
 
 
 def _pattern(*, conforming: bool) -> re.Pattern[bytes]:
     """What is looked for; the first byte of a match says which it is. ``conforming``: standard_conforming_strings."""
-    escaped = rb"[^'\\]*+(?:(?:\\.|'')[^'\\]*+)*+'"
-    escaped += rb"(?:" + _CONTINUED + escaped + rb")*+"
-    plain = rb"[^']*+(?:''[^']*+)*+'"
-    plain = plain + rb"(?:" + _CONTINUED + plain + rb")*+" if conforming else escaped
+    escaped = rb"[^'\\]*+(?>(?:(?:\\.|'')[^'\\]*+)*)'"
+    escaped += rb"(?>(?:" + _CONTINUED + escaped + rb")*)"
+    plain = rb"[^']*+(?>(?:''[^']*+)*)'"
+    plain = plain + rb"(?>(?:" + _CONTINUED + plain + rb")*)" if conforming else escaped
     return re.compile(
         rb"['\"$/;0-9.-](?:"
         # A number; digits within a word or behind the $ of a parameter are none.
@@ -42,10 +43,10 @@ def _pattern(*, conforming: bool) -> re.Pattern[bytes]:
         rb"|(?<=')(?:(?<=[eE]')(?<!" + _WORD + rb"[eE]')" + escaped
         + rb"|(?:(?<![eE]')|(?<=" + _WORD + rb"[eE]'))" + plain + rb"|)"
         # Quoted names: as many as stand close together, when there is nothing in them to be kept apart.
-        rb"|(?<=\")(?:[a-z_][a-z0-9_]*+\"(?!\")(?:[^'\"$/;0-9-]*+\"[a-z_][a-z0-9_]*+\"(?!\"))*+"
-        rb"|(?P<odd>[^\"]*+(?:\"\"[^\"]*+)*+\")|)"
+        rb"|(?<=\")(?:[a-z_][a-z0-9_]*+\"(?!\")(?>(?:[^'\"$/;0-9-]*+\"[a-z_][a-z0-9_]*+\"(?!\"))*)"
+        rb"|(?P<odd>[^\"]*+(?>(?:\"\"[^\"]*+)*)\")|)"
         rb"|(?<=-)-[^\r\n]*+"
-        rb"|(?<=/)\*(?:[^*]*+\*++(?:[^/*][^*]*+\*++)*+/)?"
+        rb"|(?<=/)\*(?:[^*]*+\*++(?>(?:[^/*][^*]*+\*++)*)/)?"
         rb"|(?<=\$)(?<!" + _WORD + rb"\$)(?P<tag>(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*+)?)\$(?P<body>.*?\$(?P=tag)\$)?"
         rb"|(?<=;))",
         re.DOTALL,
@@ -59,7 +60,7 @@ _COMMENT_ENDS: Final = re.compile(rb"/\*|\*/")
 _OPT_OUT: Final = re.compile(rb"\bpilotwire\s*:\s*off\b", re.IGNORECASE)
 _ITEM: Final = rb"-?(?:0|''|\$[0-9]++)"
 _IN_LIST: Final = re.compile(
-    rb"in ?\((?<![\w$\x80-\xff\"]in\()(?<![\w$\x80-\xff\"]in \() ?" + _ITEM + rb"(?: ?, ?" + _ITEM + rb")*+ ?\)"
+    rb"in ?\((?<![\w$\x80-\xff\"]in\()(?<![\w$\x80-\xff\"]in \() ?" + _ITEM + rb"(?>(?: ?, ?" + _ITEM + rb")*) ?\)"
 )
 _QUOTE: Final = 0x27
 _NAME: Final = 0x22

@@ -30,9 +30,9 @@ _TEMPORARY = re.compile(rb"\b(?:pg_temp|temp\b|temporary\b)")
 _HOLD = re.compile(rb"\bwith\s+hold\b")
 _DATABASE = re.compile(rb"\b(?:create|drop|alter)\s+database\b")
 _BY_NAME = re.compile(
-    rb"(?is)\A(?:[\s;]|--[^\n]*\n|/\*.*?\*/)*+"
+    rb"(?is)\A(?>(?:[\s;]|--[^\n]*\n|/\*.*?\*/)*)"
     rb"(?:(?P<deallocate>deallocate)(?:\s+prepare)?"
-    rb"|(?:explain\s+(?:(?:analyze|verbose)\s+|\([^()]*\)\s*)*+)?execute)\s+"
+    rb"|(?:explain\s+(?>(?:(?:analyze|verbose)\s+|\([^()]*\)\s*)*))?execute)\s+"
     rb'(?P<name>"(?:[^"]|"")+"|[a-z_\x80-\xff][\w$\x80-\xff]*)'
 )
 
