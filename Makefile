@@ -29,6 +29,7 @@ test: venv
 
 test-tools:
 	@tests/support/install_tools.sh test
+	@$(BIN)/python -m compileall -q pilotwire proxy planner model_runtime training
 
 test-long: install style
 	@tests/support/install_tools.sh test conformance bench

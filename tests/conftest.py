@@ -23,7 +23,7 @@ from tests.support.tls import TlsFiles, make_tls_files
 # The table of clients is kept where all reports pass: in the controller of a parallel run.
 pytest_plugins = ["tests.clients.matrix"]
 RUN = pytest.StashKey[Run]()
-LONGEST = ("tests/test_types.py", "tests/pilotwire/test_demo_command.py")
+LONGEST = "tests/test_types.py"
 StartProxy = Callable[..., Proxy]
 StartPostgres = Callable[..., Postgres]
 

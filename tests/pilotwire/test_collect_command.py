@@ -32,7 +32,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
     )
 
 
-def test_collected_then_trained(dsn: str, tmp_path: Path) -> None:
+def test_twice_from_two_sources(dsn: str, tmp_path: Path) -> None:
     queries, log, place = tmp_path / "queries.sql", tmp_path / "postgresql.log", tmp_path / "shop.training"
     texts = shop.queries(40, seed=9)
     queries.write_text(";\n".join([*texts[:30], "SELEC 1"]))
@@ -48,12 +48,20 @@ def test_collected_then_trained(dsn: str, tmp_path: Path) -> None:
     summary = json.loads(again.stdout)
     assert (summary["statements"], summary["new"]["log"], summary["joins_left"]) == (40, 10, 0)
     assert summary["joins_known"] > 30
+
+
+@pytest.mark.long
+def test_collected_then_trained(dsn: str, tmp_path: Path) -> None:
+    queries, place = tmp_path / "queries.sql", tmp_path / "shop.training"
+    queries.write_text(";\n".join(shop.queries(40, seed=9)))
+    collected = run("collect", "--set", place, "--queries", queries, "--upstream", dsn, "--json")
+    assert (collected.returncode, collected.stderr) == (0, "")
     trained = run(
         "train", "--set", place, "--out", tmp_path / "shop.onnx", "--upstream", dsn, "--generate", "5", "--json"
     )
     assert (trained.returncode, trained.stderr) == (0, "")
     report = json.loads(trained.stdout)
-    assert report["counts_known"] == report["counts"] == summary["joins"]
+    assert report["counts_known"] == report["counts"] == json.loads(collected.stdout)["joins"]
     assert (report["training_set"], report["algorithm"]) == (str(place), "gbdt")
 
 

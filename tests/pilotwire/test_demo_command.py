@@ -35,6 +35,7 @@ def directory(run_folder: Path) -> Iterator[Path]:
 
 
 # Half a minute of work for a processor, of which there may be few for many.
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_from_nothing_to_a_table_and_again(directory: Path) -> None:
     first = demo(directory, "--rounds", "1", "--queries", "20")
