@@ -9,6 +9,8 @@ PYTHON ?= $(shell for needed in "sys, ensurepip, venv" sys; do \
 	for p in /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c "import $$needed; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && exit; done; done)
 DIR ?= .pilotwire
+# One more than the two cores that a test run is made for: a quarter of the time the tests only wait.
+WORKERS ?= 3
 
 .PHONY: run test test-tools test-long test-compiled compiled bench bench-steer bench-guard conformance lint style audit format venv install clean
 .DEFAULT_GOAL := run
@@ -17,11 +19,6 @@ run: install
 	@$(BIN)/pilotwire demo --dir $(DIR) $(ARGS)
 
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
-
-# More than the two cores that a test run is made for: a quarter of the time tests only wait. Those at full scale take
-# both cores, and look how long others have to wait for it.
-test: WORKERS ?= 4
-test-long test-compiled: WORKERS ?= 3
 
 # The programs that tests run are fetched while pip has one of the cores. mypy is one of the tests: it has a core for a
 # minute, while others wait for something.
