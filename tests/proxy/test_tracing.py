@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from proxy.logs import Log
 from proxy.settings import ProxySettings
-from proxy.tracing import MAX_QUEUE, Tracer, parent_of
+from proxy.tracing import EXPORT_SECONDS, MAX_QUEUE, Tracer, parent_of
 from tests.conftest import StartProxy
 from tests.proxy.steering.planner import ScriptedPlanner, scripted_planner
 from tests.support.ports import free_port
@@ -203,6 +203,10 @@ def test_a_collector_that_is_away_costs_spans_and_nothing_else() -> None:
     assert tracer.dropped > 0
     tracer.close()
     assert tracer.exported == 0
+    # It would go on until the process ends, and draws random numbers for its retries: Hypothesis minds, in other tests.
+    tracer._queue.clear()
+    tracer._thread.join(2 * EXPORT_SECONDS)
+    assert not tracer._thread.is_alive()
 
 
 @pytest.mark.parametrize(
