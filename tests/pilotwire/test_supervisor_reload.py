@@ -31,8 +31,11 @@ BROKEN = '"postgres" "secret\n'
 
 
 def write(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
+    # As an editor does it: a worker that starts meanwhile must not find a file that is empty, and valid.
+    new = path.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.replace(path)
 
 
 async def logs_in(target: Proxy) -> bool:
