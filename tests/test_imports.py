@@ -49,7 +49,7 @@ def parsed(file: Path) -> ast.Module:
 
 
 def statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """All statements, however deep: a tenth of what `ast.walk` visits."""
+    """All statements, however deep, without the expressions in them, which `ast.walk` would visit."""
     for field in ("body", "orelse", "handlers", "finalbody", "cases"):
         for inner in getattr(tree, field, ()):
             yield inner

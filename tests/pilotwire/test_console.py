@@ -97,7 +97,7 @@ def load(target: Proxy, database: str) -> Iterator[Load]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    # Half the processor time of the whole browser.
+    # A third less processor time than the whole browser needs.
     program = need("chromium-headless-shell", "chromium-headless-shell")
     expect.set_options(timeout=15_000)
     with sync_playwright() as playwright:
