@@ -204,7 +204,7 @@ async def test_what_was_switched_holds_in_both_processes(proxy: StartProxy, tmp_
     old = await asyncio.to_thread(take_over, target)
     status, text = await asyncio.to_thread(target.http, "/api/mode")
     assert (status, json.loads(text)["mode"]) == (200, "off")
-    assert "mode_inherited" in target.log_text()
+    await asyncio.to_thread(target.wait_log, "mode_inherited")
     target.signal(signal.SIGUSR2)
     await asyncio.to_thread(target.wait_log, "mode_set before=off mode=on")
     # Who still drains goes by it.
@@ -226,7 +226,7 @@ def test_takeover_with_nobody_there_starts_afresh(proxy: StartProxy, tmp_path: P
     stale.bind(str(tmp_path / "control"))
     stale.close()
     target = proxy(control_socket=str(tmp_path / "control"), arguments=("--takeover",))
-    assert "takeover_nobody" in target.log_text()
+    target.wait_log("takeover_nobody")
 
 
 def test_a_socket_of_another_user_is_not_asked(tmp_path: Path) -> None:

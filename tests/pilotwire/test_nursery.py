@@ -70,7 +70,7 @@ async def test_how_a_worker_ended_is_known(proxy: StartProxy) -> None:
     (first,) = target.workers()
     second = await comes_back(target, first)
     assert await is_served(target)
-    assert f'worker_died worker=0 how="killed by {signal.Signals.SIGKILL.name}"' in target.log_text()
+    await asyncio.to_thread(target.wait_log, f'worker_died worker=0 how="killed by {signal.Signals.SIGKILL.name}"')
     assert psutil.Process(second).ppid() == nursery_of(target).pid
     assert not psutil.pid_exists(first)
 
@@ -90,6 +90,7 @@ async def test_without_it_workers_start_by_themselves(proxy: StartProxy, number:
     assert not nursery.is_running() or nursery.status() == psutil.STATUS_ZOMBIE
     await comes_back(target, second)
     assert await is_served(target)
+    await asyncio.to_thread(target.wait_log, 'how="killed by SIGKILL"')
     log = target.log_text()
     assert log.count("nursery_lost") == 1
     assert log.count('how="nobody saw how"') == 1

@@ -76,7 +76,7 @@ async def test_a_killed_worker_is_started_again_and_no_counter_falls(proxy: Star
         await eventually(lambda: target.metrics()["pilotwire_workers_ready"] == 2)
         assert_none_fell(before, await asyncio.to_thread(counters, target))
         assert victim not in target.workers()
-    assert "killed by SIGKILL" in target.log_text()
+    await asyncio.to_thread(target.wait_log, "killed by SIGKILL")
 
 
 async def test_clients_of_other_workers_do_not_notice_a_killed_one(proxy: StartProxy) -> None:

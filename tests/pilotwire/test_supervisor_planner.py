@@ -94,7 +94,7 @@ def test_a_killed_planner_is_started_again_and_nobody_is_refused(proxy: StartPro
     assert_none_fell(before, after)
     assert after["pilotwire_planner_restarts_total"] == 1
     assert target.http_status("/readyz") == 200
-    assert "planner_died" in target.log_text()
+    target.wait_log("planner_died")
 
 
 def test_it_ends_with_its_supervisor(proxy: StartProxy, tmp_path: Path) -> None:

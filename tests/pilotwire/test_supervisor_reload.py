@@ -68,7 +68,7 @@ async def test_a_reload_with_a_broken_users_file_changes_nothing(proxy: StartPro
     status, refused = await reload(target)
     assert status == 409
     assert "users.txt, line 1" in refused["detail"]
-    assert "reload_failed" in target.log_text()
+    await asyncio.to_thread(target.wait_log, "reload_failed")
     assert "reloaded changed=" not in target.log_text()
     assert await asyncio.to_thread(pool_size, target) == 3
     assert await logs_in(target)

@@ -34,6 +34,6 @@ def test_a_password_that_has_expired_is_none(proxy: StartProxy, postgres: Postgr
 
     wait_until(refused_here, 20, "what was known of the user is forgotten")
     assert f'password authentication failed for user "{role}"' in said[-1]
-    assert "sqlstate=28P01" in target.log_text()
+    target.wait_log("sqlstate=28P01")
     postgres.sql(f"ALTER ROLE {role} VALID UNTIL 'infinity'")
     psycopg.connect(dsn).close()

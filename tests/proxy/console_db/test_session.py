@@ -125,7 +125,7 @@ async def test_a_client_is_listed_and_killed(pooled: Proxy) -> None:
     cells = line.split("|")
     assert cells[3] == "active"
     assert cells[0] in await asyncio.to_thread(run, pooled, "SHOW SERVERS", password=SECRETS[0])
-    assert cells[-1] in pooled.log_text()  # the name of the connection in the log
+    await asyncio.to_thread(pooled.wait_log, cells[-1])  # the name of the connection in the log
     assert await asyncio.to_thread(run, pooled, f"KILL {cells[0]}", password=SECRETS[0]) == "KILL\n"
     with pytest.raises(asyncpg.PostgresError):
         await asyncio.wait_for(sleeping, 10)
@@ -271,7 +271,7 @@ async def test_set_mode_and_others(pooled: Proxy) -> None:
     assert "can be changed in the configuration only" in said("SET auth = trust")
     assert "cannot be changed without a restart" in said("SET pool_mode = session")
     assert "log_slow_ms: " in said("SET log_slow_ms = soon")
-    assert "command=SET name=log_slow_ms value=700 outcome=done" in pooled.log_text()
+    await asyncio.to_thread(pooled.wait_log, "command=SET name=log_slow_ms value=700 outcome=done")
 
 
 async def test_a_real_database_of_that_name_is_reached_where_ours_is_switched_off(
