@@ -36,13 +36,18 @@ def manage(target: Target, *arguments: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def shell(target: Target, code: str, **environment: str) -> str:
-    """What ``code``, run with the models at hand, printed."""
-    script = f"import django; django.setup()\nfrom {SITE}.shop.models import Customer, Order\n{code}"
+def shell(target: Target, code: str, *, migrated: bool = True) -> str:
+    """What ``code``, run with the models (and, by default, their tables) at hand, printed."""
+    lines = [
+        "import django",
+        "from django.core.management import call_command",
+        "django.setup()",
+        f"from {SITE}.shop.models import Customer, Order",
+        *(['call_command("migrate", verbosity=0)'] if migrated else []),
+        code,
+    ]
     settings = {"DJANGO_SETTINGS_MODULE": f"{SITE}.settings"}
-    return output(
-        [sys.executable, "-W", "error", "-c", script], target.environment(**settings, **environment), cwd=ROOT
-    )
+    return output([sys.executable, "-W", "error", "-c", "\n".join(lines)], target.environment(**settings), cwd=ROOT)
 
 
 def databases(postgres: Postgres, target: Target) -> list[str]:
@@ -53,7 +58,6 @@ def databases(postgres: Postgres, target: Target) -> list[str]:
 
 def test_migrations_forth_and_back(target: Target, postgres: Postgres) -> None:
     code = """
-from django.core.management import call_command
 from django.db import connection
 def tables():
     return sorted(name for name in connection.introspection.table_names() if name.startswith("shop_"))
@@ -64,7 +68,7 @@ call_command("migrate", "shop", "zero", verbosity=0)
 print(tables())
 call_command("migrate")
 """
-    printed = shell(target, code)
+    printed = shell(target, code, migrated=False)
     assert printed.startswith("['shop_customer', 'shop_order']\nNo changes detected in app 'shop'\n[]\n")
     assert "Applying shop.first... OK" in printed
     applied = "select count(*) from django_migrations where app = 'shop' and name = 'first'"
@@ -105,7 +109,6 @@ def test_its_test_runner_with_options_of_the_backend(target: Target, postgres: P
 
 
 def test_the_orm(target: Target) -> None:
-    manage(target, "migrate")
     code = """
 from django.db import connection, transaction
 from django.db.models import Avg
@@ -135,7 +138,6 @@ print(Customer.objects.all().delete()[0])
 
 
 def test_asynchronous_queries(target: Target) -> None:
-    manage(target, "migrate")
     code = """
 import asyncio
 async def main():
@@ -148,9 +150,7 @@ asyncio.run(main())
 
 
 def test_dumpdata_flush_and_loaddata(target: Target, tmp_path: Path) -> None:
-    manage(target, "migrate")
     code = f"""
-from django.core.management import call_command
 fixture = {str(tmp_path / "customers.json")!r}
 Customer.objects.bulk_create(Customer(name=f"dumped {{n}}", tags=[str(n)]) for n in range(10))
 call_command("dumpdata", "shop.customer", output=fixture)

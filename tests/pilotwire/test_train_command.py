@@ -67,6 +67,11 @@ def test_a_model_and_a_summary(dsn: str, queries: Path, tmp_path: Path) -> None:
     assert lines[-1].startswith(f"shop-{time.gmtime().tm_year}.")
     assert out.stat().st_size > 10_000
 
+
+@pytest.mark.long
+def test_what_was_counted_is_not_counted_again(dsn: str, queries: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shop.onnx"
+    assert run("--queries", queries, "--out", out, "--upstream", dsn, "--generate", "10").returncode == 0
     again = run("--queries", queries, "--out", out, "--upstream", dsn, "--generate", "10", "--json")
     assert (again.returncode, again.stderr) == (0, "")
     report = json.loads(again.stdout)

@@ -560,7 +560,7 @@ def test_memory_of_idle_tls_clients(open_door: OpenDoor, tls_files: TlsFiles, mo
     """Against 48 kB each as uvloop and glibc would have it, and against growing with each burst of clients."""
     monkeypatch.setattr("proxy.listener.TIDY_SECONDS", 0.2)
     raise_descriptors(5_000)
-    count, rounds = 500, 4
+    count, rounds = 500, 3
     door = open_door(**with_tls(tls_files))
     process = psutil.Process()
     before = process.memory_info().rss
