@@ -262,6 +262,17 @@ class Session(Owner):
         finally:
             self.context.cancel_over(backend)
 
+    async def _stop_for_nobody(self, backend: Backend) -> None:
+        """Cancels what runs on a backend that ends with its client. Nobody hears any more whether the server had begun
+        with it, so that the request hit it: a few more follow."""
+        try:
+            pause = _CANCEL_AGAIN
+            while await self.context.stop(backend) and pause <= _CANCEL_AGAIN_AT_MOST:
+                await asyncio.sleep(pause)
+                pause *= 4
+        finally:
+            self.context.cancel_over(backend)
+
     def _send_again(self, backend: Backend, talk: Conversation) -> None:
         """Sends what the conversation has for the server, and lets go on what the client sent meanwhile."""
         again, talk.again = talk.again, None
@@ -308,7 +319,7 @@ class Session(Owner):
         if self.talk.budget_ms and backend is not None and not backend.lost:
             # A plan that is terrible would go on for nobody.
             backend.cancelling += 1
-            self.context.spawn(self._stop(backend))
+            self.context.spawn(self._stop_for_nobody(backend))
 
     # ------------------------------------------------------------------ flow control
 

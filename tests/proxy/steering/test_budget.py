@@ -4,8 +4,11 @@ answer, and nothing is left behind."""
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 
+import psutil
 import pytest
 
 from planner.messages import Answer, Observed
@@ -289,3 +292,26 @@ async def test_a_client_that_leaves_meanwhile(
         await asyncio.sleep(wait)
         client.reset()
     await eventually(lambda: nothing_runs(postgres, wide), what="nothing runs any more")
+
+
+async def test_a_client_that_leaves_before_the_server_has_begun(
+    wide: str, terrible: ScriptedPlanner, steered: Proxy, postgres: Postgres
+) -> None:
+    """A cancel request that finds the server idle hits nothing."""
+    client = await WireClient.connect(steered, wide)
+    await client.query("select 1")
+    idle = f"select pid from pg_stat_activity where state = 'idle' and datname = '{wide}'"
+    backends = [int(pid) for pid in postgres.sql(idle).split()]
+    cancels = sample(steered, "cancels_forwarded_total")
+    for pid in backends:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        client.send(query(counting()))
+        await eventually(lambda: sample(steered, "cancels_forwarded_total") > cancels, what="it is over its budget")
+        cancels = sample(steered, "cancels_forwarded_total")
+        client.reset()
+        await eventually(lambda: sample(steered, "cancels_forwarded_total") > cancels, what="it is cancelled")
+    finally:
+        for pid in backends:
+            os.kill(pid, signal.SIGCONT)
+    await eventually(lambda: not all(map(psutil.pid_exists, backends)), what="the statement has ended")
