@@ -131,12 +131,18 @@ def _version_key(version: str) -> list[int]:
 def _unpack(archive: Path, place: Path, folders: Sequence[str]) -> Path:
     """Unpack what is below `folders` into `place`; returns the one folder that upstream archives hold."""
 
-    def wanted(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
+    def wanted(member: tarfile.TarInfo) -> bool:
         _, _, path = member.name.removeprefix("./").partition("/")
-        return tarfile.data_filter(member, into) if f"{path}/".startswith(tuple(folders)) else None
+        inside = not member.name.startswith("/") and ".." not in path.split("/")
+        return inside and (member.isfile() or member.isdir()) and f"{path}/".startswith(tuple(folders))
 
     with tarfile.open(archive) as tar:
-        tar.extractall(place, filter=wanted)
+        members = [it for it in tar if wanted(it)]
+        # Debian 12's Python, 3.11.2, knows no filters; Python 3.12 warns where none is given.
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(place, members, filter="data")
+        else:
+            tar.extractall(place, members)
     unpacked = [it for it in place.iterdir() if it.is_dir()]
     if len(unpacked) != 1:
         raise ConformanceError(f"{archive.name} does not hold one folder: delete the cache and try again.")

@@ -266,6 +266,8 @@ class Load:
             _, fullest = max(shares.items(), key=lambda share: len(share[1]))
             for number in list(fullest)[:least]:
                 self.clients[number].moving = True
+            # Four answers may all belong to the transaction that it was in.
+            await eventually(lambda: not any(client.moving for client in self.clients), 30, "all have moved")
             await self.all_answered(4)
         raise AssertionError(f"some workers get no clients: {shares}")
 
