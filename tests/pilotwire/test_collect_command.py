@@ -55,7 +55,7 @@ def test_twice_from_two_sources(dsn: str, tmp_path: Path) -> None:
 def test_collected_then_trained(dsn: str, tmp_path: Path) -> None:
     queries, place = tmp_path / "queries.sql", tmp_path / "shop.training"
     queries.write_text(";\n".join(shop.queries(40, seed=9)))
-    collected = run("collect", "--set", place, "--queries", queries, "--upstream", dsn, "--json")
+    collected = run("collect", "--set", place, "--queries", queries, "--generate", "5", "--upstream", dsn, "--json")
     assert (collected.returncode, collected.stderr) == (0, "")
     trained = run(
         "train", "--set", place, "--out", tmp_path / "shop.onnx", "--upstream", dsn, "--generate", "5", "--json"
