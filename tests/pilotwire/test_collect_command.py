@@ -28,7 +28,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=60,
     )
 
 
@@ -51,7 +51,6 @@ def test_twice_from_two_sources(dsn: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)  # training beside faults at full scale
 def test_collected_then_trained(dsn: str, tmp_path: Path) -> None:
     queries, place = tmp_path / "queries.sql", tmp_path / "shop.training"
     queries.write_text(";\n".join(shop.queries(40, seed=9)))

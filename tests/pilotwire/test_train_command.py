@@ -48,7 +48,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=60,
     )
 
 
@@ -69,7 +69,6 @@ def test_a_model_and_a_summary(dsn: str, queries: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)  # training beside faults at full scale
 def test_what_was_counted_is_not_counted_again(dsn: str, queries: Path, tmp_path: Path) -> None:
     out = tmp_path / "shop.onnx"
     assert run("--queries", queries, "--out", out, "--upstream", dsn, "--generate", "10").returncode == 0
