@@ -88,8 +88,8 @@ venv:
 	@tests/support/install_venv.sh $(PYTHON) $(VENV)
 
 $(INSTALLED): pyproject.toml | venv
-	@echo "installing pilotwire into $(VENV) (a minute, once)"
-	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
+	@echo "installing pilotwire into $(VENV) (once)"
+	@tests/support/install_packages.sh $(VENV)
 	@touch $@
 
 clean:

@@ -33,7 +33,7 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One pgbench run: transactions per second, their number, the proxy's CPU in seconds (0 when direct), and the share
-    of the processors that other guests of the machine took in the turn of runs that it belongs to."""
+    of the processors that other guests of the machine took meanwhile."""
 
     target: str
     cell: Cell

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -72,6 +73,25 @@ class Results:
             "stalls": [asdict(one) for one in self.stalls],
         }
         return json.dumps(content, indent=1) + "\n"
+
+
+def kept(path: Path, seconds: float) -> Results:
+    """What a run has kept in its JSON, to go on with: pgbench's runs that nobody disturbed, and latencies. (Memory and
+    streams take minutes, and are measured anew.) Raises ValueError for another file, and for runs of another length.
+    """
+    try:
+        content = json.loads(path.read_text())
+        length = content["settings"]["seconds"]
+        samples = TypeAdapter(list[Sample]).validate_python(content["samples"])
+        queries, connects = (
+            TypeAdapter(list[latency.Times]).validate_python(content[name]) for name in ("queries", "connects")
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no run of this benchmark: {error}") from None
+    if length != seconds:
+        raise ValueError(f"{path} holds runs of {length} seconds: go on with --seconds {length}.")
+    clean = [sample for sample in samples if sample.stolen <= MOST_STOLEN]
+    return Results({}, content["versions"], samples=clean, queries=queries, connects=connects)
 
 
 def machine() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 
 import psutil
@@ -65,43 +64,37 @@ def measure(
     *,
     rounds: int,
     seconds: float,
+    done: Sequence[Sample],
     progress: Callable[[str], None],
 ) -> Iterator[Sample]:
-    """Run every target once per cell and round, yielding the samples of a turn when all are there.
+    """Run every target once per cell and round, taking turns, but for what `done` holds of it.
 
-    A turn during which other guests of the machine took more than `MOST_STOLEN` of the processors is run again, as
-    often in all as there are turns, so that a run takes twice its time at most. What is kept all the same says so.
+    A run during which other guests of the machine took more than `MOST_STOLEN` of the processors is repeated, as often
+    in all as there are runs, so that everything takes twice its time at most. What is kept all the same says so.
     """
+    have = {(sample.round, sample.cell, sample.target) for sample in done}
     turns = list(product(range(rounds), cells))
-    spare = len(turns)
+    spare = len(turns) * len(targets)
     for turn, (number, cell) in enumerate(turns):
-        wanted = [target for target in order_of(targets, turn) if runs(bench, target, cell)]
-        while True:
-            clock = psutil.cpu_times()
-            samples = [
-                _run(pgbench, target, cell, number, seconds, f"{number + 1}/{rounds}", progress) for target in wanted
-            ]
-            stolen = stolen_share(clock, psutil.cpu_times())
-            if stolen <= MOST_STOLEN or not spare:
-                break
-            spare -= 1
-            progress(f"others took {stolen:.0%} of the processors: once more")
-        yield from (replace(sample, stolen=stolen) for sample in samples)
+        for target in order_of(targets, turn):
+            if (number, cell, target.name) in have or not runs(bench, target, cell):
+                continue
+            while True:
+                progress(f"round {number + 1}/{rounds}, {cell.clients} clients, {cell.mode}: {target.name}")
+                sample = _run(pgbench, target, cell, number, seconds)
+                if sample.stolen <= MOST_STOLEN or not spare:
+                    break
+                spare -= 1
+                progress(f"others took {sample.stolen:.0%} of the processors: once more")
+            yield sample
 
 
-def _run(
-    pgbench: Pgbench,
-    target: Target,
-    cell: Cell,
-    number: int,
-    seconds: float,
-    shown: str,
-    progress: Callable[[str], None],
-) -> Sample:
-    progress(f"round {shown}, {cell.clients} clients, {cell.mode}: {target.name}")
-    before = cpu_seconds(target.pids())
+def _run(pgbench: Pgbench, target: Target, cell: Cell, number: int, seconds: float) -> Sample:
+    clock, before = psutil.cpu_times(), cpu_seconds(target.pids())
     outcome = pgbench.run(target.port, cell.clients, cell.mode, seconds)
-    after = cpu_seconds(target.pids())
+    after, stolen = cpu_seconds(target.pids()), stolen_share(clock, psutil.cpu_times())
     if before.keys() - after.keys():
         raise BenchmarkError(f"A process of {target.name} ended during the run.")
-    return Sample(target.name, cell, number, outcome.tps, outcome.transactions, cpu_between(before, after))
+    return Sample(
+        target.name, cell, number, outcome.tps, outcome.transactions, cpu_between(before, after), round(stolen, 4)
+    )

@@ -23,7 +23,7 @@ from benchmarks import bulk, idle_memory, latency, speed
 from benchmarks.pgbench import Pgbench
 from benchmarks.processes import BenchmarkError
 from benchmarks.ratios import Cell
-from benchmarks.report import Results, show
+from benchmarks.report import Results, kept, show
 from benchmarks.targets import POOL_SIZE, Bench, Target, Variant, pgbouncer_settings, pilotwire_settings, prepared_bench
 from pilotwire.embedded import EmbeddedError
 
@@ -50,6 +50,9 @@ def main(
     ] = None,
     pgbouncer: Annotated[Path | None, typer.Option(help="The PgBouncer to compare with.", exists=True)] = None,
     output: Annotated[Path | None, typer.Option(help="Where the JSON goes; a dated file by default.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run that was stopped and left this JSON, and write it there.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a promise is not kept.")] = False,
 ) -> None:
     """Measure pilotwire beside PgBouncer and direct connections; at full length about an hour."""
@@ -57,14 +60,14 @@ def main(
     try:
         wanted = _parts(parts)
         grid = speed.parse_cells(cells)
+        results = kept(resume, seconds) if resume else Results({}, {})
     except ValueError as error:
         console.print(f"[red]{error}[/]")
         raise typer.Exit(2) from None
     signal.signal(signal.SIGTERM, _interrupt)
     words = [word.strip() for word in targets.split(",") if word.strip()]
     plan = Plan(parts=wanted, cells=grid, rounds=rounds, seconds=seconds, bulk_size=bulk_mb * bulk.MIB, words=words)
-    path = output or RESULTS / f"wire-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}.json"
-    results = Results({}, {})
+    path = output or resume or RESULTS / f"wire-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}.json"
     code = 0
     with console.status("starting") as status:
         report = _reporter(console, status)
@@ -113,7 +116,10 @@ class Plan:
         """Run all parts, filling `results` as it goes, so that an interrupted run keeps what it has."""
         pgbench = Pgbench(bench.server.binary("pgbench"))
         results.settings.update(self._settings(bench))
-        results.versions.update(versions(bench, pgbench))
+        found = versions(bench, pgbench)
+        if results.versions not in ({}, found):
+            raise BenchmarkError(f"What was kept was measured with other versions: {results.versions}, now {found}.")
+        results.versions = found
         if "speed" in self._parts:
             report("making pgbench's tables")
             pgbench.initialise(bench.server.port)
@@ -125,14 +131,15 @@ class Plan:
                     self._cells,
                     rounds=self._rounds,
                     seconds=self._seconds,
+                    done=tuple(results.samples),
                     progress=report,
                 )
                 for sample in samples:
                     results.samples.append(sample)
-        if "latency" in self._parts:
+        if "latency" in self._parts and not results.queries:
             with self._running(bench, latency.QUERY_VARIANTS) as targets:
                 results.queries += latency.queries(targets, round(self._seconds * self._rounds * 100), report)
-        if "connect" in self._parts:
+        if "connect" in self._parts and not results.connects:
             with self._running(bench, latency.CONNECT_VARIANTS) as targets:
                 results.connects += latency.connects(bench, targets, round(self._seconds * self._rounds * 6), report)
         if "memory" in self._parts:

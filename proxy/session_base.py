@@ -27,6 +27,7 @@ BREACHED: Final = error_response("25006", "this session is read-only, but someth
 # While a client's own messages wait for a backend, about this much of them is read. Not to read at all would hide
 # that the client has left, and it would keep its place in the queue.
 PENDING_LIMIT: Final = 16 * 1024
+# So many answers may be owed to a client before its next messages wait: more than any pipeline in use has, in 400 kB.
 OWED_LIMIT: Final = 10_000
 # Seconds after which the server is taken to have begun with what it was sent, also where its processor is busy.
 _JUST_SENT: Final = 0.1

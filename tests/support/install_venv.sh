@@ -21,5 +21,3 @@ if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
 fi
 rm -rf "$venv"
 "$python" -m venv "$venv"
-# Debian 12's own pip needs twice the time for what comes next; where no newer one can be had, it will do.
-"$venv/bin/pip" install --quiet --quiet --disable-pip-version-check --upgrade pip || true
