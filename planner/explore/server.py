@@ -265,13 +265,21 @@ class _Transaction:
         # A run that was given up by the client may be answered late.
         try:
             async with asyncio.timeout(GRACE_SECONDS):
-                tag = await self._connection.execute("ROLLBACK")
+                tag = await self._roll_back()
                 if self._prepare and tag == "ROLLBACK":
                     await self._connection.execute("DEALLOCATE ALL")
         except (asyncpg.PostgresError, asyncpg.InternalClientError, TimeoutError):
             raise self._out_of_step() from None
         if tag != "ROLLBACK":
             raise self._out_of_step()
+
+    async def _roll_back(self) -> str:
+        try:
+            return str(await self._connection.execute("ROLLBACK"))
+        except asyncpg.QueryCanceledError:
+            # The run's time limit holds for its ROLLBACK too, which a busy machine may hold up. With the error the
+            # transaction's settings are gone, and with them the limit.
+            return str(await self._connection.execute("ROLLBACK"))
 
     def _out_of_step(self) -> OutOfStepError:
         self._connection.terminate()

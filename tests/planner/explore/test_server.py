@@ -10,7 +10,7 @@ import pytest
 from planner.advice import Advice, Rendered, RowsAdvice
 from planner.dialects import render
 from planner.explore.plans import honoured
-from planner.explore.server import Link, NotExplorableError, OutOfStepError, check, explain, time_query
+from planner.explore.server import Link, NotExplorableError, OutOfStepError, check, connect, explain, time_query
 from tests.planner.explore.shop import QUICK, SLOW
 
 HINTED = frozenset({"hint_plan"})
@@ -75,6 +75,28 @@ async def test_the_time_limit(shop: Any) -> None:
     assert timing.ms == 50
     assert (await time_query(shop, QUICK, limit_ms=5000)).completed
     assert not shop.is_in_transaction()
+
+
+async def test_the_time_limit_may_hit_the_end_of_the_transaction(shop_dsn: str) -> None:
+    """On a busy machine that takes long, too; the run is over by then, and the connection is as good as before."""
+
+    class HeldUp(asyncpg.Connection):
+        async def execute(self, query: str, *args: Any, **more: Any) -> Any:
+            if query == "ROLLBACK" and not held_up:
+                held_up.append(query)
+                query = "SELECT pg_sleep(1); ROLLBACK"
+            return await super().execute(query, *args, **more)
+
+    held_up: list[str] = []
+    connection = await connect(shop_dsn, connection_class=HeldUp)
+    try:
+        assert (await time_query(connection, QUICK, limit_ms=300)).completed
+        assert held_up
+        assert await connection.fetchval("SHOW statement_timeout") == "0"
+        assert not connection.is_in_transaction()
+        assert (await time_query(connection, QUICK, limit_ms=5000)).completed
+    finally:
+        await connection.close()
 
 
 async def test_what_the_server_refuses_is_told(shop: Any) -> None:
